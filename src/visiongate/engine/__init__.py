@@ -1,0 +1,1 @@
+"""Floor 2: requests, time and memory. One engine thread turns prompts into tokens."""
