@@ -1,0 +1,94 @@
+"""Attention: paged and causal for the decoder, full within each picture for the vision tower.
+
+Dimensions: T query rows, N patches, H heads, D head size, S cache slots.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visiongate import kernels
+from visiongate.model.inputs import ForwardBatch
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether the native kernels can compute on this tensor; they keep no gradients."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and kernels.backend() != "torch"
+
+
+def attend(
+    q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, *, block_size: int, scale: float
+) -> Tensor:
+    """Causal attention of packed queries over the paged cache, their own keys included.
+
+    Args:
+        q: (T, H, D).
+        keys, values: (S, key-value heads, D), one layer's cache.
+        batch: says which rows belong to which sequence, and where its cache blocks are.
+
+    Returns:
+        (T, H, D). Row i of a chunk sees its sequence up to its own position.
+    """
+    if has_kernels(q):
+        return kernels.paged_attention(
+            q,
+            keys,
+            values,
+            batch.block_tables,
+            batch.cu_seqlens_q,
+            batch.context_lens,
+            block_size=block_size,
+            scale=scale,
+        )
+    return attend_reference(q, keys, values, batch, block_size=block_size, scale=scale)
+
+
+def attend_reference(
+    q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, *, block_size: int, scale: float
+) -> Tensor:
+    """`attend` in plain torch: gathers each sequence's blocks, then one masked product."""
+    out = torch.empty_like(q)
+    starts = batch.cu_seqlens_q.tolist()
+    lengths = batch.context_lens.tolist()
+    offsets = torch.arange(block_size, device=q.device)
+    for index, length in enumerate(lengths):
+        rows = slice(starts[index], starts[index + 1])
+        num_blocks = -(-length // block_size)
+        blocks = batch.block_tables[index, :num_blocks].long()
+        slots = (blocks[:, None] * block_size + offsets).flatten()[:length]
+        out[rows] = causal_attention(q[rows], keys[slots], values[slots], scale=scale)
+    return out
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Attention of the last rows of one sequence: q (Tq, H, D) over k, v (Tk, key-value heads, D)."""
+    num_queries, num_keys = q.shape[0], k.shape[0]
+    mask = None
+    if num_queries > 1:
+        ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q.device)
+        mask = ones.tril(num_keys - num_queries)
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None],
+        k.to(q.dtype).transpose(0, 1)[None],
+        v.to(q.dtype).transpose(0, 1)[None],
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out[0].transpose(0, 1)
+
+
+def attend_within(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Full attention within each picture: q, k, v (N, H, D), N = sum(lengths)."""
+    if has_kernels(q):
+        return kernels.vision_attention(q, k, v, lengths)
+    out = torch.empty_like(q)
+    start = 0
+    for length in lengths:
+        rows = slice(start, start + length)
+        start += length
+        heads = [x[rows].transpose(0, 1)[None] for x in (q, k, v)]
+        out[rows] = F.scaled_dot_product_attention(*heads)[0].transpose(0, 1)
+    return out

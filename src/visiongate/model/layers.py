@@ -1,0 +1,108 @@
+"""The layers both halves share: linear maps with a storage precision, norms, rotary embeddings.
+
+Dimensions: T rows, C channels, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visiongate import kernels
+
+
+class Linear(nn.Module):
+    """y = x W^T + b, computed from the parameters, or from a packed copy once `pack` was called."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.packed: kernels.PackedLinear | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., in) to (..., out)."""
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        return kernels.linear(x.reshape(-1, x.shape[-1]), self.packed).view(*x.shape[:-1], -1)
+
+    def pack(self, precision: kernels.Precision) -> None:
+        """Stores the weights in the kernels' layout at `precision` and frees the parameters."""
+        self.packed = kernels.pack_linear(self.weight.detach(), _detached(self.bias), precision)
+        self._parameters["weight"] = None
+        self._parameters["bias"] = None
+
+
+def pack_together(linears: Sequence[Linear], precision: kernels.Precision) -> kernels.PackedLinear:
+    """One packed map whose output is the outputs of several, side by side; frees their parameters."""
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [_detached(linear.bias) for linear in linears]
+    bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
+    for linear in linears:
+        linear._parameters["weight"] = None
+        linear._parameters["bias"] = None
+    return kernels.pack_linear(weight, bias, precision)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises the last dimension."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm that stays float32 inside whatever comes in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises the last dimension."""
+        return super().forward(x)
+
+
+class MRotaryEmbedding(nn.Module):
+    """Angles of the decoder's rotary embedding over three positions, interleaved.
+
+    Frequency i follows height when i % 3 == 1 and width when i % 3 == 2, as long as i is below three
+    times that axis' section; every other frequency follows time.
+    Source: Qwen3-VL (transformers, models/qwen3_vl).
+    """
+
+    inv_freq: Tensor
+    axis: Tensor
+
+    def __init__(self, head_dim: int, theta: float, sections: tuple[int, int, int]) -> None:
+        super().__init__()
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+        axis = torch.zeros(head_dim // 2, dtype=torch.long, device="cpu")
+        for which in (1, 2):
+            axis[which : sections[which] * 3 : 3] = which
+        self.register_buffer("inv_freq", 1.0 / theta**exponent, persistent=False)
+        self.register_buffer("axis", axis, persistent=False)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, float32 (T, D), of positions (3, T)."""
+        angles = positions.float()[self.axis].t() * self.inv_freq  # (T, D / 2)
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the two halves of every head by the given angles: x (T, H, D), cos and sin (T, D)."""
+    left, right = x.chunk(2, dim=-1)
+    turned = torch.cat((-right, left), dim=-1)
+    return x * cos[:, None].to(x.dtype) + turned * sin[:, None].to(x.dtype)
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()

@@ -1,0 +1,132 @@
+"""The decoder: q/k-norm, grouped-query attention, interleaved M-RoPE, SwiGLU.
+
+Dimensions: T tokens, C hidden size, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visiongate import kernels
+from visiongate.model.attention import attend
+from visiongate.model.config import TextConfig
+from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
+from visiongate.model.layers import Linear, MRotaryEmbedding, RMSNorm, pack_together, rotate
+
+
+class TextAttention(nn.Module):
+    """Causal attention over the paged cache."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        C, D = config.hidden_size, config.head_dim
+        self.layer = layer
+        self.head_dim = D
+        self.sizes = (config.num_attention_heads * D, config.num_key_value_heads * D)
+        self.q_proj = Linear(C, self.sizes[0], bias=config.attention_bias)
+        self.k_proj = Linear(C, self.sizes[1], bias=config.attention_bias)
+        self.v_proj = Linear(C, self.sizes[1], bias=config.attention_bias)
+        self.o_proj = Linear(self.sizes[0], C, bias=config.attention_bias)
+        self.q_norm = RMSNorm(D, config.rms_norm_eps)
+        self.k_norm = RMSNorm(D, config.rms_norm_eps)
+        self.packed_qkv: kernels.PackedLinear | None = None
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, pool: KVPool
+    ) -> Tensor:
+        """(T, C) to (T, C); writes this step's keys and values into the pool."""
+        q, k, v = self.project(x)
+        q = rotate(self.q_norm(q), cos, sin)  # (T, H, D); normed per head, before the rotation
+        k = rotate(self.k_norm(k), cos, sin)
+        keys, values = pool.keys[self.layer], pool.values[self.layer]
+        keys[batch.slot_mapping] = k.to(keys.dtype)
+        values[batch.slot_mapping] = v.to(values.dtype)
+        out = attend(
+            q, keys, values, batch, block_size=pool.block_size, scale=self.head_dim**-0.5
+        )
+        return self.o_proj(out.reshape(x.shape[0], -1))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (T, H, D), keys and values (T, key-value heads, D), before norm and rotation."""
+        if self.packed_qkv is None:
+            parts = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+        else:
+            query, key = self.sizes
+            parts = kernels.linear(x, self.packed_qkv).split((query, key, key), dim=-1)
+        q, k, v = (part.reshape(x.shape[0], -1, self.head_dim) for part in parts)
+        return q, k, v
+
+    def pack(self, precision: kernels.Precision) -> None:
+        """Stores the three input maps as one."""
+        self.packed_qkv = pack_together((self.q_proj, self.k_proj, self.v_proj), precision)
+        self.o_proj.pack(precision)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        C, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(C, inner, bias=False)
+        self.up_proj = Linear(C, inner, bias=False)
+        self.down_proj = Linear(inner, C, bias=False)
+        self.packed_gate_up: kernels.PackedLinear | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(T, C) to (T, C)."""
+        if self.packed_gate_up is None:
+            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(kernels.silu_mul(kernels.linear(x, self.packed_gate_up)))
+
+    def pack(self, precision: kernels.Precision) -> None:
+        """Stores gate and up as one map."""
+        self.packed_gate_up = pack_together((self.gate_proj, self.up_proj), precision)
+        self.down_proj.pack(precision)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and SwiGLU, each on a normed copy, each added to the stream."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = TextAttention(config, layer)
+        self.mlp = SwiGLU(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, pool: KVPool
+    ) -> Tensor:
+        """(T, C) to (T, C)."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch, pool)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class TextModel(nn.Module):
+    """The stack of decoder layers, with picture features let in at the first ones (DeepStack)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = MRotaryEmbedding(config.head_dim, config.rope_theta, config.mrope_section)
+
+    def forward(self, x: Tensor, batch: ForwardBatch, pool: KVPool) -> Tensor:
+        """Embedded tokens (T, C) to the final stream (T, C), not yet normed."""
+        cos, sin = self.rotary(batch.positions)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, batch, pool)
+            if batch.features is not None and index < len(batch.features.deepstack):
+                x = add_taps(x, index, batch.visual_rows, batch.features)
+        return x
+
+
+def add_taps(x: Tensor, tap: int, rows: Tensor | None, features: VisionFeatures) -> Tensor:
+    """The stream with one DeepStack tap added at the visual rows."""
+    assert rows is not None
+    return x.index_add(0, rows, features.deepstack[tap].to(x.dtype))

@@ -1,0 +1,258 @@
+"""The vision tower: patches in, one feature row for every 2 x 2 patches out, with DeepStack taps.
+
+Patches come in merge order: the four patches of a 2 x 2 block stand together, blocks row by row.
+Dimensions: N patches, V = N / 4 visual rows, C channels, H heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visiongate.model.attention import attend_within
+from visiongate.model.config import VisionConfig
+from visiongate.model.inputs import VisionFeatures
+from visiongate.model.layers import LayerNorm, Linear, rotate
+
+Grid = tuple[int, int]
+"""Patches down and across."""
+
+
+class PatchEmbed(nn.Module):
+    """Patches to channels. The checkpoint has a convolution over two frames; a still picture shows the
+    same frame twice, so the two halves of the kernel are added once and the map is one matrix product.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        shape = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(config.in_channels, config.hidden_size, shape, stride=shape)
+        self._folded: Tensor | None = None
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Maps one frame of patches (N, channels * patch * patch) to (N, C)."""
+        weight = self._folded
+        if weight is None:
+            weight = self.proj.weight.float().sum(2).flatten(1)
+            if not torch.is_grad_enabled():
+                self._folded = weight
+        bias = self.proj.bias
+        assert bias is not None
+        return F.linear(patches, weight.to(patches.dtype), bias.to(patches.dtype))
+
+
+class VisionAttention(nn.Module):
+    """Full attention within each picture, with a 2-D rotary embedding."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Mixes the rows of each picture: (N, C) to (N, C)."""
+        N, C = x.shape
+        q, k, v = self.qkv(x).view(N, 3, self.num_heads, C // self.num_heads).unbind(1)
+        out = attend_within(rotate(q, cos, sin), rotate(k, cos, sin), v, lengths)
+        return self.proj(out.reshape(N, C))
+
+
+class VisionMLP(nn.Module):
+    """Two maps around a tanh-approximated GELU."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.linear_fc1 = Linear(config.hidden_size, config.intermediate_size)
+        self.linear_fc2 = Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) to (N, C)."""
+        return self.linear_fc2(F.gelu(self.linear_fc1(x), approximate="tanh"))
+
+
+class VisionBlock(nn.Module):
+    """Attention and MLP, each on a normed copy, each added to the stream."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(config.hidden_size, eps=1e-6)
+        self.norm2 = LayerNorm(config.hidden_size, eps=1e-6)
+        self.attn = VisionAttention(config)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """(N, C) to (N, C)."""
+        x = x + self.attn(self.norm1(x), cos, sin, lengths)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nn.Module):
+    """Joins 2 x 2 patches into one row of the decoder's size.
+
+    The last merger norms each patch; the DeepStack mergers norm the joined row.
+    """
+
+    def __init__(self, config: VisionConfig, *, norm_after_join: bool) -> None:
+        super().__init__()
+        self.joined_size = config.hidden_size * config.spatial_merge_size**2
+        self.norm_after_join = norm_after_join
+        norm_size = self.joined_size if norm_after_join else config.hidden_size
+        self.norm = LayerNorm(norm_size, eps=1e-6)
+        self.linear_fc1 = Linear(self.joined_size, self.joined_size)
+        self.linear_fc2 = Linear(self.joined_size, config.out_hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) to (V, decoder C)."""
+        if self.norm_after_join:
+            x = self.norm(x.view(-1, self.joined_size))
+        else:
+            x = self.norm(x).view(-1, self.joined_size)
+        return self.linear_fc2(F.gelu(self.linear_fc1(x)))
+
+
+@dataclass(slots=True, eq=False)
+class Encoding:
+    """A batch of pictures on its way through the tower, so that the work can be cut into slices.
+
+    Attributes:
+        hidden: (N, C), the stream after `num_done` blocks.
+        lengths: patches of each picture.
+        taps: DeepStack features so far, each (V, decoder C).
+    """
+
+    hidden: Tensor
+    cos: Tensor
+    sin: Tensor
+    lengths: tuple[int, ...]
+    num_done: int = 0
+    taps: list[Tensor] = field(default_factory=list)
+
+
+class VisionTower(nn.Module):
+    """`forward` encodes pictures at once; `begin`, `advance`, `finish` do it in slices."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = nn.Embedding(config.num_position_embeddings, config.hidden_size)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.merger = PatchMerger(config, norm_after_join=False)
+        self.deepstack_merger_list = nn.ModuleList(
+            PatchMerger(config, norm_after_join=True) for _ in config.deepstack_visual_indexes
+        )
+        self._tables: dict[Grid, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+
+    def forward(self, patches: Tensor, grids: list[Grid]) -> list[VisionFeatures]:
+        """Encodes pictures given as patches (N, channels * patch * patch), N over all pictures."""
+        encoding = self.begin(patches, grids)
+        self.advance(encoding, self.config.depth)
+        return self.finish(encoding)
+
+    def begin(self, patches: Tensor, grids: list[Grid]) -> Encoding:
+        """Embeds the patches and their positions."""
+        tables = [self._position_tables(grid, patches.device) for grid in grids]
+        taps, weights, cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        learned = (self.pos_embed(taps).float() * weights[..., None]).sum(1)  # (N, C)
+        hidden = self.patch_embed(patches)
+        lengths = tuple(height * width for height, width in grids)
+        return Encoding(hidden + learned.to(hidden.dtype), cos, sin, lengths)
+
+    def advance(self, encoding: Encoding, num_blocks: int) -> None:
+        """Takes the stream through the next `num_blocks` blocks, or as many as are left."""
+        for index in range(
+            encoding.num_done, min(encoding.num_done + num_blocks, self.config.depth)
+        ):
+            block = self.blocks[index]
+            encoding.hidden = block(encoding.hidden, encoding.cos, encoding.sin, encoding.lengths)
+            encoding.num_done = index + 1
+            if index in self.config.deepstack_visual_indexes:
+                merger = self.deepstack_merger_list[len(encoding.taps)]
+                encoding.taps.append(merger(encoding.hidden))
+
+    def finish(self, encoding: Encoding) -> list[VisionFeatures]:
+        """The features of each picture; every block must be done."""
+        assert encoding.num_done == self.config.depth
+        merged = self.merger(encoding.hidden)
+        rows = [length // self.config.spatial_merge_size**2 for length in encoding.lengths]
+        per_tap = [tap.split(rows) for tap in encoding.taps]
+        return [
+            VisionFeatures(embeddings, tuple(tap[index] for tap in per_tap))
+            for index, embeddings in enumerate(merged.split(rows))
+        ]
+
+    def _position_tables(
+        self, grid: Grid, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For one grid, in merge order: table rows (N, 4), their weights, rotary cos and sin (N, D)."""
+        if grid not in self._tables:
+            if len(self._tables) >= 64:
+                self._tables.clear()
+            self._tables[grid] = tuple(  # type: ignore[assignment]  # four tensors
+                table.to(device) for table in position_tables(self.config, grid)
+            )
+        return self._tables[grid]
+
+
+def position_tables(config: VisionConfig, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bilinear taps into the learned square position table, and rotary angles, in merge order.
+
+    Returns:
+        taps int64 (N, 4), weights float32 (N, 4), cos and sin float32 (N, D).
+    Source: Qwen3-VL (transformers, models/qwen3_vl).
+    """
+    height, width = grid
+    side = int(config.num_position_embeddings**0.5)
+    top, bottom, down = _axis_taps(height, side)
+    left, right, across = _axis_taps(width, side)
+    taps = torch.stack(
+        [row[:, None] * side + column for row in (top, bottom) for column in (left, right)], dim=-1
+    )
+    weights = torch.stack(
+        [
+            vertical[:, None] * horizontal
+            for vertical in (1 - down, down)
+            for horizontal in (1 - across, across)
+        ],
+        dim=-1,
+    )
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack((rows, columns), dim=-1).float()  # (height, width, 2)
+    half = config.head_dim // 2
+    inv_freq = 1.0 / config.rope_theta ** (torch.arange(0, half, 2, dtype=torch.float32) / half)
+    angles = (places[..., None] * inv_freq).flatten(2)  # (height, width, D / 2)
+    angles = torch.cat((angles, angles), dim=-1)
+    merge = config.spatial_merge_size
+    taps, weights, cos, sin = (
+        _merge_order(table, merge) for table in (taps, weights, angles.cos(), angles.sin())
+    )
+    return taps, weights, cos, sin
+
+
+def _axis_taps(length: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper table index along one axis, and the upper one's weight: each (length,)."""
+    place = torch.linspace(0, side - 1, length)
+    lower = place.long()
+    return lower, (lower + 1).clamp(max=side - 1), place - lower
+
+
+def _merge_order(table: Tensor, merge: int) -> Tensor:
+    """(height, width, X) in raster order to (N, X) with each merge block's patches together."""
+    height, width, size = table.shape
+    blocks = table.view(height // merge, merge, width // merge, merge, size)
+    return blocks.permute(0, 2, 1, 3, 4).reshape(height * width, size)
+
+
+def to_patches(pixels: Tensor, config: VisionConfig) -> Tensor:
+    """Normalised patches in merge order: uint8 (height, width, 3) to float32 (N, 3 * patch * patch)."""
+    patch, merge = config.patch_size, config.spatial_merge_size
+    height, width, channels = pixels.shape
+    mean = torch.tensor(config.image_mean, device=pixels.device) * 255
+    std = torch.tensor(config.image_std, device=pixels.device) * 255
+    x = (pixels.float() - mean) / std
+    x = x.view(height // patch // merge, merge, patch, width // patch // merge, merge, patch, channels)
+    return x.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, channels * patch * patch)
