@@ -1,7 +1,7 @@
 """Where answers come from: the protocol that every route sees.
 
-Two things speak it: `WorkerPool` (local worker processes) and `Upstream` (another server that speaks
-OpenAI's API).
+Two things speak it: `WorkerPool` (local worker processes) and `Upstream` (another server that
+speaks OpenAI's API).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Backend(Protocol):
     def generate(self, request: Request) -> AsyncIterator[TokenEvent]:
         """Yields the request's events; closing the iterator aborts the request within one step.
 
-        Raises ModelNotLoaded before the first event when no worker is ready. A worker that dies ends
-        the iteration by raising WorkerDied; an event's `error` is raised here, never yielded.
+        Raises ModelNotLoaded before the first event when no worker is ready. A worker that dies
+        ends the iteration by raising WorkerDied; an event's `error` is raised here, never yielded.
         """
         ...
