@@ -5,6 +5,8 @@ Dimensions: T query rows, N patches, H heads, D head size, S cache slots.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -83,7 +85,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor
 def attend_within(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Full attention within each picture: q, k, v (N, H, D), N = sum(lengths)."""
     if has_kernels(q):
-        return kernels.vision_attention(q, k, v, lengths)
+        return kernels.vision_attention(q, k, v, [0, *itertools.accumulate(lengths)])
     out = torch.empty_like(q)
     start = 0
     for length in lengths:
