@@ -1,1 +1,163 @@
-"""Floor 0: the few compute kernels that torch lacks, each with its reference."""
+"""Floor 0: the few compute kernels that torch lacks, each with its reference.
+
+    weight --pack_linear--> PackedLinear;  linear(x, packed), embedding(ids, packed)
+    vision_attention: whole pictures;  paged_attention: text over the cache
+    rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_tanh, qk_norm_rope, store_kv
+
+`_native.so`, built from csrc/ when the package is built, holds them for AVX-512 (with BF16 and
+VNNI), AVX2 and any other processor, and picks at run time. Without it, or with
+VISIONGATE_KERNELS=torch, `reference` computes the same in plain torch.
+VISIONGATE_KERNELS=avx512|avx2|scalar forces a level.
+
+Dimensions: T tokens, N patches or output features, K input features, H heads, D head size, S
+slots of the cache, B sequences. Tensors are on the CPU, float32 or bfloat16.
+
+The kernels' promise: a row's result has the same bits whatever stands beside it, in whatever
+batch or chunk it is computed. (Plain torch does not promise that.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from visiongate.kernels import native, reference
+from visiongate.kernels.native import (
+    Backend,
+    backend,
+    default_num_threads,
+    num_threads,
+    release_pages,
+    set_num_threads,
+)
+from visiongate.kernels.packed import PackedLinear, Precision, embedding, linear, pack_linear
+
+__all__ = [
+    "Backend",
+    "PackedLinear",
+    "Precision",
+    "add_rms_norm",
+    "backend",
+    "default_num_threads",
+    "embedding",
+    "gelu_tanh",
+    "layer_norm",
+    "linear",
+    "num_threads",
+    "pack_linear",
+    "paged_attention",
+    "qk_norm_rope",
+    "release_pages",
+    "rms_norm",
+    "set_num_threads",
+    "silu_mul",
+    "store_kv",
+    "vision_attention",
+]
+
+
+def vision_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Sequence[int], scale: float | None = None
+) -> Tensor:
+    """Full attention inside each picture: q, k, v (N, H, D) -> (N, H, D).
+
+    Rows [cu_seqlens[i], cu_seqlens[i + 1]) are picture i. D is a multiple of 8. The type of q is
+    the type of the products: float32 exactly, or bfloat16 added in float32. `scale` is D ** -0.5
+    unless given.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if native.takes(q):
+        return native.vision_attention(q, k, v, cu_seqlens, scale)
+    return reference.vision_attention(q, k, v, cu_seqlens, scale)
+
+
+def paged_attention(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_table: Tensor,
+    cu_seqlens_q: Tensor,
+    context_lens: Tensor,
+    block_size: int,
+    scale: float,
+) -> Tensor:
+    """Causal attention over a paged cache: q (T, Hq, D) -> (T, Hq, D).
+
+    Rows [cu_seqlens_q[b], cu_seqlens_q[b + 1]) are the last tokens of sequence b: its last row
+    stands at position context_lens[b] - 1 and sees every position up to its own. Position p of
+    sequence b is slot block_table[b, p // block_size] * block_size + p % block_size of the caches
+    (S, Hkv, D); query head h reads head h // (Hq // Hkv). The caches already hold the rows' own
+    keys and values. Their type, float32 or bfloat16, is the type of the products; sums are
+    float32. The int32 tensors are block_table (B, blocks), cu_seqlens_q (B + 1,) and context_lens
+    (B,).
+    """
+    attend = native.paged_attention if native.takes(q) else reference.paged_attention
+    return attend(
+        q, key_cache, value_cache, block_table, cu_seqlens_q, context_lens, block_size, scale
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """(..., C) over its root mean square, times weight (C,)."""
+    if native.takes(x):
+        return native.rms_norm(x, None, weight, eps)[0]
+    return reference.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`rms_norm` of the sum x + residual, both (T, C), and that sum."""
+    if native.takes(x):
+        return native.rms_norm(x, residual, weight, eps)
+    total = x + residual
+    return reference.rms_norm(total, weight, eps), total
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(..., C) with mean 0 and variance 1 along C, times weight plus bias, both (C,)."""
+    if native.takes(x):
+        return native.layer_norm(x, weight, bias, eps)
+    return reference.layer_norm(x, weight, bias, eps)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """(T, 2I) -> (T, I): silu of the first half times the second half."""
+    return native.silu_mul(gate_up) if native.takes(gate_up) else reference.silu_mul(gate_up)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh form, elementwise."""
+    return native.gelu_tanh(x) if native.takes(x) else reference.gelu_tanh(x)
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Queries (T, Hq, D) and keys (T, Hkv, D), normalised per head, then turned, as new tensors.
+
+    Without weights (D,) there is no normalisation (the vision tower). cos and sin are float32 (T,
+    D) with equal halves; element i is paired with element i + D / 2. Rows of q and k may be
+    apart, as views of one product are.
+    """
+    if native.takes(q):
+        return (
+            native.norm_rope(q, q_weight, cos, sin, eps),
+            native.norm_rope(k, k_weight, cos, sin, eps),
+        )
+    return reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
+
+
+def store_kv(
+    k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    """Writes keys and values (T, Hkv, D) into slots (T,) of the caches (S, Hkv, D)."""
+    if native.takes(k):
+        native.store_kv(k, v, key_cache, value_cache, slot_mapping)
+    else:
+        reference.store_kv(k, v, key_cache, value_cache, slot_mapping)

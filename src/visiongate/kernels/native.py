@@ -1,0 +1,396 @@
+"""The kernel library: how it is found and chosen, and one thin call for each of its functions.
+
+Nothing here checks shapes beyond what would read outside memory; `visiongate.kernels` is the public
+side. Tensors given to the library are kept alive by the caller's frame while it runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from visiongate.kernels.packed import PackedLinear
+
+Backend = Literal["avx512", "avx2", "scalar", "torch"]
+
+PANEL = 64  # output features of one panel; csrc/layout.h
+GROUP = 256  # activations that share one scale; csrc/layout.h
+_HUGE_PAGE_BYTES = 2 << 20
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_PRODUCTS = {
+    ("float32", "bfloat16"): 0,  # (precision, storage) -> csrc/api.h, enum Product
+    ("float32", "float32"): 1,
+    ("bfloat16", "bfloat16"): 2,
+    ("int8", "int8"): 3,
+}
+
+_I64, _INT, _F32, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
+_SIGNATURES: dict[str, tuple[object, ...]] = {
+    "vg_set_num_threads": (_INT,),
+    "vg_advise_huge": (_PTR, _I64),
+    "vg_release_pages": (_PTR, _I64),
+    "vg_pack_bf16": (_PTR, _PTR, _I64, _I64),
+    "vg_pack_f32": (_PTR, _PTR, _I64, _I64),
+    "vg_pack_int8": (_PTR, _INT, _PTR, _PTR, _PTR, _I64, _I64),
+    "vg_linear": (
+        *(_INT, _PTR, _INT, _I64, _PTR, _PTR, _PTR, _PTR, _PTR),
+        *(_I64, _I64, _I64),
+    ),
+    "vg_embedding": (_INT, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _I64),
+    "vg_attention": (
+        *(_PTR, _INT, _PTR, _PTR, _INT, _PTR),
+        *(_I64, _I64, _I64, _I64, _I64, _I64),
+        *(_PTR, _PTR, _PTR, _I64, _I64, _I64, _INT, _F32),
+    ),
+    "vg_rms_norm": (_PTR, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _F32),
+    "vg_layer_norm": (_PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _F32),
+    "vg_silu_mul": (_PTR, _PTR, _INT, _I64, _I64),
+    "vg_gelu_tanh": (_PTR, _PTR, _INT, _I64),
+    "vg_norm_rope": (_PTR, _I64, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _I64, _F32),
+    "vg_store_kv": (
+        *(_PTR, _I64, _PTR, _I64, _INT, _PTR, _PTR, _INT, _PTR),
+        *(_I64, _I64),
+    ),
+}
+
+_library: ctypes.CDLL | None = None
+_backend: Backend = "torch"
+_num_threads = 1
+
+
+def library() -> ctypes.CDLL | None:
+    """The library in use, or None when torch computes."""
+    return _library
+
+
+def backend() -> Backend:
+    """Who computes: a level of the library, or torch."""
+    return _backend
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the library computes for this tensor."""
+    return _library is not None and x.device.type == "cpu" and x.dtype in _TYPES
+
+
+def use_backend(name: str) -> Backend:
+    """Picks who computes from now on: a level, "torch", or "" for the best there is.
+
+    Weights that are packed already keep working only under the levels of the library. Raises
+    ValueError for a level that this processor, or this installation, does not have.
+    """
+    global _library, _backend
+    found = None if name == "torch" else _load()
+    if found is None:
+        if name not in ("", "torch"):
+            raise ValueError(f"VISIONGATE_KERNELS={name}: no kernel library is installed")
+        _library, _backend = None, "torch"
+        return _backend
+    if found.vg_select(name.encode()) != 0:
+        raise ValueError(
+            f"VISIONGATE_KERNELS={name}: this processor has no such level; "
+            "leave it unset, or use avx2, scalar or torch"
+        )
+    _library = found
+    _backend = cast(Backend, found.vg_level().decode())
+    return _backend
+
+
+def _load() -> ctypes.CDLL | None:
+    """The library beside this file, or None when it was not built (or for another machine)."""
+    path = Path(__file__).with_name("_native.so")
+    try:
+        found = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(found, name)
+        function.argtypes = arguments
+        function.restype = None
+    found.vg_select.argtypes = (ctypes.c_char_p,)
+    found.vg_select.restype = ctypes.c_int
+    found.vg_level.argtypes = ()
+    found.vg_level.restype = ctypes.c_char_p
+    found.vg_set_num_threads(_num_threads)
+    return found
+
+
+def default_num_threads() -> int:
+    """Processors that this process may use, by its affinity and its cgroup's quota."""
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    quota = _cgroup_quota()
+    return count if quota is None else max(1, min(count, math.ceil(quota)))
+
+
+def _cgroup_quota() -> float | None:
+    """The cgroup's processor quota in processors, or None for no limit."""
+    try:  # version 2: "max 100000" or "200000 100000"
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            folder = Path("/sys/fs/cgroup/cpu")
+            limit = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    if limit.strip() in ("max", "-1"):
+        return None
+    return int(limit) / int(period)
+
+
+def set_num_threads(count: int) -> None:
+    """Sets how many threads compute, the caller's among them."""
+    global _num_threads
+    _num_threads = max(1, count)
+    if _library is not None:
+        _library.vg_set_num_threads(_num_threads)
+
+
+def num_threads() -> int:
+    """How many threads compute."""
+    return _num_threads
+
+
+def _lib() -> ctypes.CDLL:
+    assert _library is not None
+    return _library
+
+
+def release_pages(t: Tensor) -> None:
+    """Drops a memory-mapped tensor's pages from this process; they are read again when touched.
+
+    Only for views of a file: anything else would lose its contents, and is left alone.
+    """
+    if _library is not None and _is_file_backed(t):
+        _library.vg_release_pages(t.data_ptr(), t.nbytes)
+
+
+def _is_file_backed(t: Tensor) -> bool:
+    """Whether the tensor lies wholly in a mapping of a file."""
+    address = t.data_ptr()
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        for line in maps:
+            fields = line.split(maxsplit=5)
+            begin, end = (int(bound, 16) for bound in fields[0].split("-"))
+            if begin <= address < end:
+                return address + t.nbytes <= end and fields[4] != "0"  # inode
+    return False
+
+
+def _empty_panels(num_elements: int, dtype: torch.dtype) -> Tensor:
+    """Memory for panels, in huge pages where it is large."""
+    t = torch.empty(num_elements, dtype=dtype)
+    if t.nbytes >= 2 * _HUGE_PAGE_BYTES:
+        _lib().vg_advise_huge(t.data_ptr(), t.nbytes)
+    return t
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def pack_bfloat16(weight: Tensor) -> Tensor:
+    """Panels of a contiguous bfloat16 (N, K) weight."""
+    N, K = weight.shape
+    panels = _empty_panels(_round_up(N, PANEL) * _round_up(K, 2), torch.bfloat16)
+    _lib().vg_pack_bf16(weight.data_ptr(), panels.data_ptr(), N, K)
+    return panels
+
+
+def pack_float32(weight: Tensor) -> Tensor:
+    """Panels of a contiguous float32 (N, K) weight."""
+    N, K = weight.shape
+    panels = _empty_panels(_round_up(N, PANEL) * K, torch.float32)
+    _lib().vg_pack_f32(weight.data_ptr(), panels.data_ptr(), N, K)
+    return panels
+
+
+def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Panels, scales and compensation, both with padded N, of a contiguous weight (N, K)."""
+    N, K = weight.shape
+    padded = _round_up(N, PANEL)
+    panels = _empty_panels(padded * _round_up(K, 4), torch.int8)
+    scale = torch.empty(padded, dtype=torch.float32)
+    compensation = torch.empty(padded * -(-K // GROUP), dtype=torch.int32)
+    _lib().vg_pack_int8(
+        *(weight.data_ptr(), _TYPES[weight.dtype], panels.data_ptr(), scale.data_ptr()),
+        *(compensation.data_ptr(), N, K),
+    )
+    return panels, scale, compensation
+
+
+def _address(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def linear(x: Tensor, packed: PackedLinear) -> Tensor:
+    """The product of x (M, K) and the packed weight, plus bias: (M, N) of x's type."""
+    if x.stride(-1) != 1:
+        x = x.contiguous()
+    M, K, N = x.shape[0], packed.in_features, packed.out_features
+    assert x.shape[1] == K
+    y = torch.empty((M, N), dtype=x.dtype)
+    _lib().vg_linear(
+        *(_PRODUCTS[packed.precision, packed.storage], x.data_ptr(), _TYPES[x.dtype], x.stride(0)),
+        *(packed.weight.data_ptr(), _address(packed.scale), _address(packed.compensation)),
+        *(_address(packed.bias), y.data_ptr(), M, N, K),
+    )
+    return y
+
+
+def embedding(ids: Tensor, packed: PackedLinear, dtype: torch.dtype) -> Tensor:
+    """Rows `ids` of the packed weight as (T, K)."""
+    ids = ids.to(torch.int64).contiguous()
+    T, K, N = ids.numel(), packed.in_features, packed.out_features
+    rows = torch.empty((T, K), dtype=dtype)
+    _lib().vg_embedding(
+        *(_PRODUCTS[packed.precision, packed.storage], ids.data_ptr(), packed.weight.data_ptr()),
+        *(_address(packed.scale), rows.data_ptr(), _TYPES[dtype], T, N, K),
+    )
+    return rows
+
+
+def _rows_of_heads(t: Tensor) -> Tensor:
+    """The tensor (T, H, D) with every row's heads side by side; rows may be apart."""
+    return t if t.stride(2) == 1 and t.stride(1) == t.shape[2] else t.contiguous()
+
+
+def vision_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Sequence[int], scale: float
+) -> Tensor:
+    """See `visiongate.kernels.vision_attention`."""
+    q, k, v = (_rows_of_heads(t) for t in (q, k.to(q.dtype), v.to(q.dtype)))
+    if k.stride(0) != v.stride(0):
+        k, v = k.contiguous(), v.contiguous()
+    N, H, D = q.shape
+    out = torch.empty((N, H, D), dtype=q.dtype)
+    bounds = torch.tensor(list(cu_seqlens), dtype=torch.int32)
+    kind = _TYPES[q.dtype]
+    _lib().vg_attention(
+        *(q.data_ptr(), kind, k.data_ptr(), v.data_ptr(), kind, out.data_ptr()),
+        *(len(bounds) - 1, H, H, D, q.stride(0), k.stride(0)),
+        *(bounds.data_ptr(), None, None, 0, 1, N, 0, scale),
+    )
+    return out
+
+
+def paged_attention(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_table: Tensor,
+    cu_seqlens_q: Tensor,
+    context_lens: Tensor,
+    block_size: int,
+    scale: float,
+) -> Tensor:
+    """See `visiongate.kernels.paged_attention`."""
+    q = _rows_of_heads(q)
+    T, Hq, D = q.shape
+    Hkv = key_cache.shape[1]
+    assert key_cache.is_contiguous()
+    assert value_cache.is_contiguous()
+    block_table, bounds, lengths = (
+        t.to(torch.int32).contiguous() for t in (block_table, cu_seqlens_q, context_lens)
+    )
+    out = torch.empty((T, Hq, D), dtype=q.dtype)
+    _lib().vg_attention(
+        *(q.data_ptr(), _TYPES[q.dtype], key_cache.data_ptr(), value_cache.data_ptr()),
+        *(_TYPES[key_cache.dtype], out.data_ptr()),
+        *(lengths.numel(), Hq, Hkv, D, q.stride(0), Hkv * D),
+        *(bounds.data_ptr(), lengths.data_ptr(), block_table.data_ptr(), block_table.shape[-1]),
+        *(block_size, key_cache.shape[0], 1, scale),
+    )
+    return out
+
+
+def rms_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The normalised sum x + residual, and the sum (x itself without a residual)."""
+    x = x.contiguous()
+    C = x.shape[-1]
+    y = torch.empty_like(x)
+    total = x
+    if residual is not None:
+        residual = residual.to(x.dtype).contiguous()
+        total = torch.empty_like(x)
+    weight = weight.float().contiguous()
+    _lib().vg_rms_norm(
+        *(x.data_ptr(), _address(residual), weight.data_ptr(), y.data_ptr(), total.data_ptr()),
+        *(_TYPES[x.dtype], x.numel() // C, C, eps),
+    )
+    return y, total
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """See `visiongate.kernels.layer_norm`."""
+    x, weight, bias = x.contiguous(), weight.float().contiguous(), bias.float().contiguous()
+    y = torch.empty_like(x)
+    C = x.shape[-1]
+    _lib().vg_layer_norm(
+        *(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), y.data_ptr()),
+        *(_TYPES[x.dtype], x.numel() // C, C, eps),
+    )
+    return y
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """See `visiongate.kernels.silu_mul`."""
+    gate_up = gate_up.contiguous()
+    I = gate_up.shape[-1] // 2  # noqa: E741 - the intermediate size
+    y = torch.empty((*gate_up.shape[:-1], I), dtype=gate_up.dtype)
+    num_rows = gate_up.numel() // (2 * I)
+    _lib().vg_silu_mul(gate_up.data_ptr(), y.data_ptr(), _TYPES[y.dtype], num_rows, I)
+    return y
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """See `visiongate.kernels.gelu_tanh`."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    _lib().vg_gelu_tanh(x.data_ptr(), y.data_ptr(), _TYPES[x.dtype], x.numel())
+    return y
+
+
+def norm_rope(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """One side of `visiongate.kernels.qk_norm_rope`."""
+    x = _rows_of_heads(x)
+    T, H, D = x.shape
+    y = torch.empty((T, H, D), dtype=x.dtype)
+    cos, sin = cos.float().contiguous(), sin.float().contiguous()
+    weight = None if weight is None else weight.float().contiguous()
+    _lib().vg_norm_rope(
+        *(x.data_ptr(), x.stride(0), _address(weight), cos.data_ptr(), sin.data_ptr()),
+        *(y.data_ptr(), _TYPES[x.dtype], T, H, D, eps),
+    )
+    return y
+
+
+def store_kv(
+    k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    """See `visiongate.kernels.store_kv`."""
+    k, v = _rows_of_heads(k), _rows_of_heads(v.to(k.dtype))
+    assert key_cache.is_contiguous()
+    assert value_cache.is_contiguous()
+    slots = slot_mapping.to(torch.int64).contiguous()
+    _lib().vg_store_kv(
+        *(k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), _TYPES[k.dtype]),
+        *(key_cache.data_ptr(), value_cache.data_ptr(), _TYPES[key_cache.dtype]),
+        *(slots.data_ptr(), k.shape[0], k.shape[1] * k.shape[2]),
+    )
+
+
+_num_threads = default_num_threads()
+use_backend(os.environ.get("VISIONGATE_KERNELS", ""))

@@ -1,0 +1,119 @@
+"""Linear layers whose weights lie in the order in which the kernels read them.
+
+`pack_linear` turns a published weight (N, K) into a `PackedLinear`; `linear` multiplies with it,
+and `embedding` reads single rows back out of it (a tied head needs no second copy). The layout is
+drawn in csrc/layout.h. Every number of rows goes through the same order of additions, so a row's
+result does not depend on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from visiongate.kernels import native, reference
+
+Precision = Literal["float32", "bfloat16", "int8"]
+Storage = Literal["float32", "bfloat16", "int8"]
+
+_COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedLinear:
+    """A linear layer's weight in the kernels' order.
+
+    Attributes:
+        in_features: K.
+        out_features: N.
+        precision: what the arithmetic is: exact float32; products of bfloat16 added in float32; or
+            products of int8 with one scale per output channel and one per 256 activations.
+        storage: how a weight is held; float32 precision holds bfloat16 when that loses nothing.
+        is_native: whether `weight` is in panels for the library, or (N, K) for torch.
+        weight: panels, flat; or (N, K).
+        bias: float32 (N,), or None.
+        scale: float32 (N,) of each output channel for int8, else None.
+        compensation: int32, what unsigned activations add too much (int8 panels only).
+    """
+
+    in_features: int
+    out_features: int
+    precision: Precision
+    storage: Storage
+    is_native: bool
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor | None = None
+    compensation: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held, in bytes."""
+        held = (self.weight, self.bias, self.scale, self.compensation)
+        return sum(t.nbytes for t in held if t is not None)
+
+
+def pack_linear(
+    weight: Tensor, bias: Tensor | None, precision: Precision, *, release: bool = False
+) -> PackedLinear:
+    """The packed form of a linear layer with `weight` (N, K), float32 or bfloat16, and `bias` (N,).
+
+    `release` tells the kernel that the weight's memory-mapped pages need not stay in memory; the
+    weight must then be a view of a file that is not read again soon.
+    """
+    bias = None if bias is None else bias.float().contiguous()
+    if native.library() is not None and weight.device.type == "cpu":
+        packed = _pack_native(weight.contiguous(), bias, precision)
+        if release:
+            native.release_pages(weight)
+        return packed
+    N, K = weight.shape
+    if precision == "int8":
+        quantized, scale = reference.quantize_weight(weight)
+        return PackedLinear(K, N, precision, "int8", False, quantized, bias, scale)
+    storage: Storage = precision
+    dense = weight.to(_COMPUTE_DTYPES[precision])
+    return PackedLinear(K, N, precision, storage, False, dense, bias)
+
+
+def _pack_native(weight: Tensor, bias: Tensor | None, precision: Precision) -> PackedLinear:
+    N, K = weight.shape
+    if precision == "int8":
+        panels, scale, compensation = native.pack_int8(weight)
+        return PackedLinear(K, N, precision, "int8", True, panels, bias, scale, compensation)
+    fits = weight.dtype == torch.bfloat16 or precision == "bfloat16"
+    if not fits:
+        rounded = weight.bfloat16()
+        fits = torch.equal(rounded.float(), weight)
+    if fits:
+        panels = native.pack_bfloat16(weight.bfloat16())
+        return PackedLinear(K, N, precision, "bfloat16", True, panels, bias)
+    return PackedLinear(K, N, precision, "float32", True, native.pack_float32(weight), bias)
+
+
+def linear(x: Tensor, packed: PackedLinear) -> Tensor:
+    """The product of x (..., K) and the packed weight, plus its bias: (..., N) of x's type."""
+    K, N = packed.in_features, packed.out_features
+    rows = x.reshape(-1, K)
+    if packed.is_native:
+        y = native.linear(rows, packed)
+    elif packed.precision == "int8":
+        assert packed.scale is not None
+        y = reference.linear_int8(rows, packed.weight, packed.scale, packed.bias)
+    else:
+        bias = None if packed.bias is None else packed.bias.to(packed.weight.dtype)
+        y = nn.functional.linear(rows.to(packed.weight.dtype), packed.weight, bias).to(x.dtype)
+    return y.view(*x.shape[:-1], N)
+
+
+def embedding(ids: Tensor, packed: PackedLinear, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows `ids` (T,) of the packed weight: (T, K) of type `dtype`."""
+    if packed.is_native:
+        return native.embedding(ids, packed, dtype)
+    rows = packed.weight[ids]
+    if packed.scale is not None:
+        rows = rows.float() * packed.scale[ids, None]
+    return rows.to(dtype)

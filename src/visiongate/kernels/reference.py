@@ -1,0 +1,154 @@
+"""What every kernel computes, in plain torch: the fallback, and the oracle of the tests.
+
+Dimensions: T tokens, N patches or output features, K input features, H heads, D head size, S
+slots of the cache, B sequences. Arithmetic is float32 unless a docstring says otherwise; the
+result has the type of the first argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+GROUP = 256
+"""Input features that share one activation scale in int8 products."""
+
+
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The int8 form (N, K) of a weight and the float32 scale (N,) of each output channel."""
+    rows = weight.float()
+    largest = rows.abs().amax(dim=1).clamp_min(1e-30)
+    quantized = (rows * (127.0 / largest)[:, None]).round().clamp(-127, 127).to(torch.int8)
+    return quantized, largest / 127.0
+
+
+def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations as whole numbers (T, K) in float32, and their scales (T, groups)."""
+    T, K = x.shape
+    num_groups = -(-K // GROUP)
+    groups = functional.pad(x.float(), (0, num_groups * GROUP - K)).view(T, num_groups, GROUP)
+    largest = groups.abs().amax(dim=2).clamp_min(1e-30)
+    quantized = (groups * (127.0 / largest)[..., None]).round()
+    return quantized.view(T, -1)[:, :K], largest / 127.0
+
+
+def linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Linear layer (T, K) -> (T, N) over `quantize_weight`'s pair, activations quantised per group.
+
+    A group's sum of products is below 2**24, so float32 adds it exactly.
+    """
+    quantized, x_scale = quantize_activations(x)
+    y = x.new_zeros((x.shape[0], weight.shape[0]), dtype=torch.float32)
+    for group, begin in enumerate(range(0, x.shape[1], GROUP)):
+        part = quantized[:, begin : begin + GROUP] @ weight[:, begin : begin + GROUP].float().t()
+        y += part * x_scale[:, group, None]
+    y *= scale
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def vision_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Sequence[int], scale: float
+) -> Tensor:
+    """Full attention inside each picture: (N, H, D) -> (N, H, D)."""
+    out = torch.empty(q.shape, dtype=q.dtype)
+    for begin, end in pairwise(cu_seqlens):
+        queries, keys, values = (t[begin:end].transpose(0, 1)[None] for t in (q, k, v))
+        attended = functional.scaled_dot_product_attention(queries, keys, values, scale=scale)
+        out[begin:end] = attended[0].transpose(0, 1)
+    return out
+
+
+def paged_attention(
+    q: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_table: Tensor,
+    cu_seqlens_q: Tensor,
+    context_lens: Tensor,
+    block_size: int,
+    scale: float,
+) -> Tensor:
+    """Causal attention of (T, Hq, D) queries over a paged cache."""
+    T, Hq, D = q.shape
+    Hkv = key_cache.shape[1]
+    out = q.new_empty((T, Hq, D))
+    bounds = cu_seqlens_q.tolist()
+    for b, context_len in enumerate(context_lens.tolist()):
+        begin, end = bounds[b], bounds[b + 1]
+        if begin == end:
+            continue
+        positions = torch.arange(context_len)
+        slots = block_table[b].long()[positions // block_size] * block_size + positions % block_size
+        keys, values = (  # (Hq, context_len, D) each; a group of query heads shares one
+            cache[slots].transpose(0, 1).repeat_interleave(Hq // Hkv, dim=0).to(q.dtype)
+            for cache in (key_cache, value_cache)
+        )
+        row_positions = torch.arange(context_len - (end - begin), context_len)
+        visible = positions[None, :] <= row_positions[:, None]  # (rows, context_len)
+        attended = functional.scaled_dot_product_attention(
+            q[begin:end].transpose(0, 1), keys, values, attn_mask=visible, scale=scale
+        )
+        out[begin:end] = attended.transpose(0, 1)
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """(..., C) over its root mean square, times weight (C,)."""
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (scaled * weight.float()).to(x.dtype)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """(..., C) with mean 0 and variance 1 along C, times weight plus bias, both (C,)."""
+    return functional.layer_norm(x.float(), x.shape[-1:], weight.float(), bias.float(), eps).to(
+        x.dtype
+    )
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """(T, 2I) -> (T, I): silu of the first half times the second half."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (functional.silu(gate) * up).to(gate_up.dtype)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh form, elementwise."""
+    return functional.gelu(x.float(), approximate="tanh").to(x.dtype)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(T, H, D) turned by the angles whose cosines and sines are (T, D); halves are paired."""
+    first, second = x.float().chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x.float() * cos.float()[:, None] + turned * sin.float()[:, None]).to(x.dtype)
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Queries (T, Hq, D) and keys (T, Hkv, D), normalised per head if weighed, then turned."""
+    q, k = (
+        t if weight is None else rms_norm(t, weight, eps)
+        for t, weight in ((q, q_weight), (k, k_weight))
+    )
+    return rope(q, cos, sin), rope(k, cos, sin)
+
+
+def store_kv(
+    k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
+) -> None:
+    """Writes keys and values (T, Hkv, D) into slots (T,) of the caches (S, Hkv, D)."""
+    slots = slot_mapping.long()
+    key_cache[slots] = k.to(key_cache.dtype)
+    value_cache[slots] = v.to(value_cache.dtype)

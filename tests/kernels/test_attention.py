@@ -1,0 +1,128 @@
+"""Attention: near float64, the same bits however a prompt is cut, garbage in free slots ignored."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import kernel_oracle
+import pytest
+import torch
+from kernel_oracle import distance
+from torch import Tensor
+
+from visiongate import kernels
+
+BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("H", "D"), [(3, 64), (2, 72), (2, 8), (1, 128), (2, 40)])
+def test_pictures_attend_only_to_themselves(level: str, dtype: torch.dtype, H: int, D: int) -> None:
+    cu_seqlens = [0, 1, 30, 30, 166, 420]
+    q, k, v = torch.randn(3, 420, H, D).to(dtype)
+    out = kernels.vision_attention(q, k, v, cu_seqlens)
+    assert out.dtype == dtype
+    parts = [
+        kernel_oracle.attention(q[a:b], k[a:b], v[a:b], D**-0.5, None)
+        for a, b in pairwise(cu_seqlens)
+    ]
+    assert distance(out, torch.cat(parts)) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_picture_has_the_same_bits_beside_others(native_level: str, dtype: torch.dtype) -> None:
+    q, k, v = torch.randn(3, 500, 2, 64).to(dtype)
+    together = kernels.vision_attention(q, k, v, [0, 123, 500])
+    alone = kernels.vision_attention(q[123:], k[123:], v[123:], [0, 377])
+    assert torch.equal(together[123:], alone)
+
+
+def test_large_scores_do_not_overflow(level: str) -> None:
+    q, k, v = torch.randn(3, 300, 2, 64)
+    out = kernels.vision_attention(q * 40, k * 40, v, [0, 300])
+    assert distance(out, kernel_oracle.attention(q * 40, k * 40, v, 64**-0.5, None)) < 1e-4
+
+
+class Paged:
+    """Sequences whose keys and values lie in shuffled blocks; free slots hold NaN."""
+
+    block_size = 16
+
+    def __init__(self, lengths: list[int], Hkv: int, D: int, dtype: torch.dtype) -> None:
+        blocks = [-(-length // self.block_size) for length in lengths]
+        order = (torch.randperm(sum(blocks)) + 1).int()
+        self.context_lens = torch.tensor(lengths, dtype=torch.int32)
+        self.block_table = torch.zeros(len(lengths), max(blocks), dtype=torch.int32)
+        shape = ((sum(blocks) + 2) * self.block_size, Hkv, D)
+        self.key_cache = torch.full(shape, torch.nan, dtype=dtype)
+        self.value_cache = torch.full(shape, torch.nan, dtype=dtype)
+        self.keys, self.values = [], []
+        for b, length in enumerate(lengths):
+            begin = sum(blocks[:b])
+            self.block_table[b, : blocks[b]] = order[begin : begin + blocks[b]]
+            k, v = torch.randn(2, length, Hkv, D).to(dtype)
+            kernels.store_kv(k, v, self.key_cache, self.value_cache, self.slots(b, 0, length))
+            self.keys.append(k)
+            self.values.append(v)
+
+    def slots(self, b: int, begin: int, end: int) -> Tensor:
+        positions = torch.arange(begin, end)
+        blocks = self.block_table[b][positions // self.block_size]
+        return blocks * self.block_size + positions % self.block_size
+
+    def attend(self, q: list[Tensor], rows: list[int], ends: list[int]) -> Tensor:
+        """The last `rows[b]` rows before position `ends[b]` of each sequence."""
+        taken = [t[end - n : end] for t, n, end in zip(q, rows, ends, strict=True)]
+        bounds = torch.tensor([0, *rows]).cumsum(0).int()
+        return kernels.paged_attention(
+            torch.cat(taken),
+            *(self.key_cache, self.value_cache, self.block_table),
+            *(bounds, torch.tensor(ends, dtype=torch.int32), self.block_size),
+            scale=q[0].shape[-1] ** -0.5,
+        )
+
+    def expected(self, q: list[Tensor], rows: list[int], ends: list[int]) -> Tensor:
+        parts = []
+        for b, (n, end) in enumerate(zip(rows, ends, strict=True)):
+            visible = torch.arange(end)[None] <= torch.arange(end - n, end)[:, None]
+            k, v = self.keys[b][:end], self.values[b][:end]
+            taken = q[b][end - n : end]
+            parts.append(kernel_oracle.attention(taken, k, v, q[b].shape[-1] ** -0.5, visible))
+        return torch.cat(parts)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("Hq", "Hkv", "D"), [(4, 2, 128), (5, 1, 64), (2, 2, 40), (16, 8, 16)])
+def test_rows_see_their_own_past(level: str, dtype: torch.dtype, Hq: int, Hkv: int, D: int) -> None:
+    lengths = [1, 17, 300, 64]
+    paged = Paged(lengths, Hkv, D, dtype)
+    q = [torch.randn(length, Hq, D).to(dtype) for length in lengths]
+    for rows in ([1, 1, 1, 1], [1, 5, 133, 64], [1, 17, 300, 1]):
+        out = paged.attend(q, rows, lengths)
+        assert distance(out, paged.expected(q, rows, lengths)) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_has_the_same_bits_however_the_prompt_is_cut(
+    native_level: str, dtype: torch.dtype
+) -> None:
+    lengths = [333, 90]
+    paged = Paged(lengths, 2, 64, dtype)
+    q = [torch.randn(length, 6, 64).to(dtype) for length in lengths]
+    whole = paged.attend(q, lengths, lengths)[:333]
+    for size in (1, 7, 32, 100, 256):
+        chunks = []
+        for begin in range(0, 333, size):
+            end = min(333, begin + size)
+            beside = 1 + begin % 90
+            chunks.append(paged.attend(q, [end - begin, 1], [end, beside])[: end - begin])
+        assert torch.equal(torch.cat(chunks), whole), size
+
+
+def test_float32_queries_over_a_bfloat16_cache(level: str) -> None:
+    paged = Paged([77], 2, 64, torch.bfloat16)
+    q = [torch.randn(77, 4, 64)]
+    out = paged.attend(q, [77], [77])
+    assert out.dtype == torch.float32
+    assert distance(out, paged.expected(q, [77], [77])) < BOUNDS[torch.bfloat16]
