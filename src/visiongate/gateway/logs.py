@@ -114,7 +114,7 @@ class RequestLog:
 
 
 class Logs:
-    """The three files, each rotated at `max_bytes`; a folder that cannot be written is said once."""
+    """The three files, each rotated at `max_bytes`; a file that cannot be written is said once."""
 
     def __init__(self, folder: Path, *, max_bytes: int, num_files: int) -> None:
         self._folder = folder
@@ -211,14 +211,14 @@ class LoadingLog:
             self._has_hinted = True
             self._logs.loading(
                 f"{seconds:8.2f}s hint: loading takes over 60 s. If weights are being downloaded, "
-                "fetch them before with `visiongate pull` (a mirror: HF_ENDPOINT), mount the folder "
-                "and set MODEL_PATH."
+                "fetch them before with `visiongate pull` (a mirror: HF_ENDPOINT), mount the "
+                "folder and set MODEL_PATH."
             )
 
 
 def clean(text: str) -> str:
     """A word safe for one line: no spaces, no control characters, at most 80 characters."""
-    return _UNPRINTABLE.sub("_", text)[:80] or "-"
+    return str(_UNPRINTABLE.sub("_", text))[:80] or "-"
 
 
 def clean_text(text: str) -> str:
@@ -236,7 +236,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
-            text = value.decode("latin-1")
+            text: str = value.decode("latin-1")
             if _CLIENT_ID.fullmatch(text):
                 return text
     return new_request_id()
