@@ -198,10 +198,10 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("grids", [g for g in GRIDS.values() if g], ids=[n for n in GRIDS if GRIDS[n]])
-def test_tower_and_deepstack_equal_the_reference(
-    pair: Pair, grids: list[tuple[int, int]]
-) -> None:
+@pytest.mark.parametrize(
+    "grids", [g for g in GRIDS.values() if g], ids=[n for n in GRIDS if GRIDS[n]]
+)
+def test_tower_and_deepstack_equal_the_reference(pair: Pair, grids: list[tuple[int, int]]) -> None:
     _, patches = make_prompt(grids, seed=1)
     thw = torch.tensor([[1, h, w] for h, w in grids])
     theirs = pair.theirs.model.visual(two_frames(patches), grid_thw=thw)
@@ -244,7 +244,7 @@ def test_slices_of_the_tower_give_the_same_bits(pair: Pair) -> None:
     whole = pair.ours.visual(patches, [(4, 6), (8, 2)])
     tower = pair.ours.visual
     encoding = tower.begin(patches, [(4, 6), (8, 2)])
-    while encoding.num_done < tower.config.depth:
+    while encoding.num_done < tower.num_stages:
         tower.advance(encoding, 1)
     for one, other in zip(whole, tower.finish(encoding), strict=True):
         assert torch.equal(one.embeddings, other.embeddings)

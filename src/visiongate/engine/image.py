@@ -1,7 +1,7 @@
 """The one strict intake of pictures: bytes in, `Image` out, within limits checked before decoding.
 
-    bytes -> type by magic bytes -> header (size) -> limits -> pixels -> upright -> RGB on white
-          -> size that the model accepts -> digest
+bytes -> type by magic bytes -> header (size) -> limits -> pixels -> upright -> RGB on white
+      -> size that the model accepts -> digest
 """
 
 from __future__ import annotations

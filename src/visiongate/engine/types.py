@@ -21,6 +21,9 @@ FinishReason = Literal["stop", "length", "repetition", "abort", "deadline"]
 """Why a sequence ended: an end token or stop string; `max_tokens` or the context; the repetition
 guard; the caller left; the request's own deadline."""
 
+Precision = Literal["float32", "bfloat16", "int8"]
+"""How linear maps are stored and multiplied; float32 keeps bfloat16 weights as they are."""
+
 GrammarKind = Literal["json_object", "json_schema", "regex", "lark"]
 
 
@@ -228,6 +231,51 @@ class TokenEvent:
     def is_final(self) -> bool:
         """Whether no further event follows."""
         return self.finish_reason is not None or self.error is not None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How an engine uses its device.
+
+    Attributes:
+        max_num_seqs: sequences that run together.
+        max_prefills: prompts that are computed together in one step (BATCH_SIZE).
+        max_step_tokens: tokens of one step.
+        cache_tokens: tokens whose keys and values fit; also bounds the context.
+        feature_cache_bytes: pictures' features that are kept.
+        slice_seconds: how long a step may work for others while streams run.
+        drafts: guess repeated text ahead (prompt lookup) and verify the guesses in one step.
+    """
+
+    precision: Precision = "float32"
+    device: str = "cpu"
+    num_threads: int | None = None
+    max_num_seqs: int = 3
+    max_prefills: int = 1
+    max_step_tokens: int = 512
+    cache_tokens: int = 16384
+    block_size: int = 16
+    feature_cache_bytes: int = 256 * 1024 * 1024
+    slice_seconds: float = 0.3
+    drafts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker process loads, and how it runs.
+
+    Attributes:
+        model_path: a checkpoint folder.
+        model_id: the name that the API shows.
+        fall_back_to_cpu: where the device cannot be used, load on the CPU and say `degraded`.
+        check_seconds: how often the device is checked by a tiny computation.
+    """
+
+    model_path: str
+    model_id: str
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    fall_back_to_cpu: bool = True
+    check_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Qwen3-VL, dense: the whole network. Module names equal the checkpoint's tensor names.
 
-    pictures --visual--> features ----------------------+--------------+
-                                                        v              v  DeepStack
-    tokens --embed_tokens--> x with features put in --> layers 0, 1, 2, ... --> norm --> logits
+pictures --visual--> features ----------------------+--------------+
+                                                    v              v  DeepStack
+tokens --embed_tokens--> x with features put in --> layers 0, 1, 2, ... --> norm --> logits
 """
 
 from __future__ import annotations
@@ -76,7 +76,12 @@ class Qwen3VL(nn.Module):
         The embedding stays as it lies in the checkpoint: only the rows of used tokens are read.
         """
         for block in self.model.visual.blocks:
-            for linear in (block.attn.qkv, block.attn.proj, block.mlp.linear_fc1, block.mlp.linear_fc2):
+            for linear in (
+                block.attn.qkv,
+                block.attn.proj,
+                block.mlp.linear_fc1,
+                block.mlp.linear_fc2,
+            ):
                 linear.pack(precision)
         for merger in (self.model.visual.merger, *self.model.visual.deepstack_merger_list):
             merger.linear_fc1.pack(precision)

@@ -42,9 +42,7 @@ class TextAttention(nn.Module):
         keys, values = pool.keys[self.layer], pool.values[self.layer]
         keys[batch.slot_mapping] = k.to(keys.dtype)
         values[batch.slot_mapping] = v.to(values.dtype)
-        out = attend(
-            q, keys, values, batch, block_size=pool.block_size, scale=self.head_dim**-0.5
-        )
+        out = attend(q, keys, values, batch, block_size=pool.block_size, scale=self.head_dim**-0.5)
         return self.o_proj(out.reshape(x.shape[0], -1))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

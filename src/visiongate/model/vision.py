@@ -86,7 +86,14 @@ class VisionBlock(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """(N, C) to (N, C)."""
-        x = x + self.attn(self.norm1(x), cos, sin, lengths)
+        return self.transform(self.mix(x, cos, sin, lengths))
+
+    def mix(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """The first half: rows of a picture see each other."""
+        return x + self.attn(self.norm1(x), cos, sin, lengths)
+
+    def transform(self, x: Tensor) -> Tensor:
+        """The second half: each row for itself."""
         return x + self.mlp(self.norm2(x))
 
 
@@ -118,8 +125,10 @@ class PatchMerger(nn.Module):
 class Encoding:
     """A batch of pictures on its way through the tower, so that the work can be cut into slices.
 
+    A stage is half a block: stage 2 i mixes rows in block i, stage 2 i + 1 transforms them.
+
     Attributes:
-        hidden: (N, C), the stream after `num_done` blocks.
+        hidden: (N, C), the stream after `num_done` stages.
         lengths: patches of each picture.
         taps: DeepStack features so far, each (V, decoder C).
     """
@@ -150,8 +159,13 @@ class VisionTower(nn.Module):
     def forward(self, patches: Tensor, grids: list[Grid]) -> list[VisionFeatures]:
         """Encodes pictures given as patches (N, channels * patch * patch), N over all pictures."""
         encoding = self.begin(patches, grids)
-        self.advance(encoding, self.config.depth)
+        self.advance(encoding, self.num_stages)
         return self.finish(encoding)
+
+    @property
+    def num_stages(self) -> int:
+        """Stages from `begin` to `finish`: two for each block."""
+        return 2 * self.config.depth
 
     def begin(self, patches: Tensor, grids: list[Grid]) -> Encoding:
         """Embeds the patches and their positions."""
@@ -162,21 +176,26 @@ class VisionTower(nn.Module):
         lengths = tuple(height * width for height, width in grids)
         return Encoding(hidden + learned.to(hidden.dtype), cos, sin, lengths)
 
-    def advance(self, encoding: Encoding, num_blocks: int) -> None:
-        """Takes the stream through the next `num_blocks` blocks, or as many as are left."""
-        for index in range(
-            encoding.num_done, min(encoding.num_done + num_blocks, self.config.depth)
-        ):
+    def advance(self, encoding: Encoding, num_stages: int) -> None:
+        """Takes the stream through the next `num_stages` stages, or as many as are left."""
+        last = min(encoding.num_done + num_stages, self.num_stages)
+        for stage in range(encoding.num_done, last):
+            index, is_second_half = divmod(stage, 2)
             block = self.blocks[index]
-            encoding.hidden = block(encoding.hidden, encoding.cos, encoding.sin, encoding.lengths)
-            encoding.num_done = index + 1
-            if index in self.config.deepstack_visual_indexes:
-                merger = self.deepstack_merger_list[len(encoding.taps)]
-                encoding.taps.append(merger(encoding.hidden))
+            if not is_second_half:
+                encoding.hidden = block.mix(
+                    encoding.hidden, encoding.cos, encoding.sin, encoding.lengths
+                )
+            else:
+                encoding.hidden = block.transform(encoding.hidden)
+                if index in self.config.deepstack_visual_indexes:
+                    merger = self.deepstack_merger_list[len(encoding.taps)]
+                    encoding.taps.append(merger(encoding.hidden))
+            encoding.num_done = stage + 1
 
     def finish(self, encoding: Encoding) -> list[VisionFeatures]:
-        """The features of each picture; every block must be done."""
-        assert encoding.num_done == self.config.depth
+        """The features of each picture; every stage must be done."""
+        assert encoding.num_done == self.num_stages
         merged = self.merger(encoding.hidden)
         rows = [length // self.config.spatial_merge_size**2 for length in encoding.lengths]
         per_tap = [tap.split(rows) for tap in encoding.taps]
@@ -254,5 +273,7 @@ def to_patches(pixels: Tensor, config: VisionConfig) -> Tensor:
     mean = torch.tensor(config.image_mean, device=pixels.device) * 255
     std = torch.tensor(config.image_std, device=pixels.device) * 255
     x = (pixels.float() - mean) / std
-    x = x.view(height // patch // merge, merge, patch, width // patch // merge, merge, patch, channels)
+    x = x.view(
+        height // patch // merge, merge, patch, width // patch // merge, merge, patch, channels
+    )
     return x.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, channels * patch * patch)

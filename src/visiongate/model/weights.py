@@ -21,8 +21,6 @@ from visiongate.model.config import ModelConfig, read_json
 from visiongate.model.qwen3vl import Qwen3VL
 
 
-
-
 def load_model(
     path: str | Path,
     precision: kernels.Precision = "float32",

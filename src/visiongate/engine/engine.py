@@ -1,0 +1,485 @@
+"""The engine: one thread that turns requests into tokens, a step at a time.
+
+    add ---> waiting --admit--> running --------------------------------> events
+                                  |  pictures without features: ImageEncoder, a slice a step
+                                  |  tokens: Scheduler -> Chunk... -> ModelRunner -> logits
+                                  `--- Sampler -> token -> Detokenizer -> text
+
+Read `step` first: it is the table of contents.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visiongate import kernels
+from visiongate.engine.cache import BlockNamer, BlockPool, FeatureCache
+from visiongate.engine.drafts import propose
+from visiongate.engine.grammar import GrammarCompiler
+from visiongate.engine.runner import ImageEncoder, ModelRunner
+from visiongate.engine.sampler import Sampler, token_logprob
+from visiongate.engine.scheduler import Chunk, Scheduler
+from visiongate.engine.sequence import Sequence
+from visiongate.engine.tokenizer import Detokenizer, Tokenizer
+from visiongate.engine.types import (
+    EngineSettings,
+    EngineStats,
+    FinishReason,
+    Prompt,
+    Request,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
+from visiongate.errors import ContextOverflow, OutOfMemory, VisionGateError
+from visiongate.model.inputs import KVPool
+from visiongate.model.qwen3vl import Qwen3VL
+from visiongate.model.weights import load_model
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Owns model, cache, scheduler and samplers; not safe for use from several threads."""
+
+    def __init__(self, model: Qwen3VL, tokenizer: Tokenizer, settings: EngineSettings) -> None:
+        text = model.config.text
+        self.settings = settings
+        self.tokenizer = tokenizer
+        self.max_context = min(text.max_position_embeddings, settings.cache_tokens)
+        num_blocks = settings.cache_tokens // settings.block_size
+        pool = allocate_pool(model, num_blocks, settings)
+        self.blocks = BlockPool(num_blocks, settings.block_size)
+        self.scheduler = Scheduler(
+            self.blocks, max_num_seqs=settings.max_num_seqs, max_prefills=settings.max_prefills
+        )
+        self.features = FeatureCache(settings.feature_cache_bytes)
+        self.runner = ModelRunner(model, pool)
+        self.encoder = ImageEncoder(model, self.runner.device)
+        self.grammars = GrammarCompiler(tokenizer, text.vocab_size, model.config.eos_token_ids)
+        self._eos = frozenset(model.config.eos_token_ids)
+        self._by_id: dict[str, Sequence] = {}
+        self._rejected: list[TokenEvent] = []
+        self._seconds_per_prefill_token = 0.0
+        self._totals = _Totals()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, settings: EngineSettings | None = None) -> Engine:
+        """Loads a checkpoint; raises InvalidCheckpoint."""
+        settings = settings or EngineSettings()
+        if settings.num_threads:
+            torch.set_num_threads(settings.num_threads)
+            kernels.set_num_threads(settings.num_threads)
+        tokenizer = Tokenizer.from_pretrained(path)
+        return cls(load_model(path, settings.precision, settings.device), tokenizer, settings)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._by_id or self._rejected)
+
+    def add(self, request: Request) -> None:
+        """Takes a request; what is wrong with it comes back as its only event."""
+        try:
+            sequence = self._sequence(request)
+        except VisionGateError as error:
+            self._rejected.append(TokenEvent(request.request_id, error=error, usage=Usage()))
+            return
+        self._by_id[request.request_id] = sequence
+        self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request without an event; its blocks are free at once."""
+        sequence = self._by_id.pop(request_id, None)
+        if sequence is not None:
+            self._forget(sequence)
+
+    def step(self) -> list[TokenEvent]:
+        """Does one piece of work for everyone and returns the news."""
+        events, self._rejected = self._rejected, []
+        events += self._expire()
+        chunks = self.scheduler.schedule(self.settings.max_step_tokens, self._prefill_budget())
+        self._request_features()
+        if chunks:
+            events += self._run(chunks)
+        if self.encoder.jobs and not self._has_prefill_for_streams(chunks):
+            events += self._encode()
+        self._totals.steps += 1
+        return events
+
+    def stats(self) -> EngineStats:
+        """The present state and the totals since the start."""
+        totals, encoder = self._totals, self.encoder
+        return EngineStats(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            steps=totals.steps,
+            num_blocks=self.blocks.num_blocks,
+            num_free_blocks=self.blocks.num_free,
+            block_size=self.blocks.block_size,
+            prompt_tokens=totals.prompt_tokens,
+            image_tokens=totals.image_tokens,
+            completion_tokens=totals.completion_tokens,
+            cache_hit_tokens=totals.cache_hit_tokens,
+            feature_hits=totals.feature_hits,
+            feature_misses=totals.feature_misses,
+            preemptions=self.scheduler.num_preemptions,
+            encode_seconds=encoder.seconds,
+            encoded_patches=encoder.patches_encoded,
+            prefill_seconds=totals.prefill_seconds,
+            prefilled_tokens=totals.prefilled_tokens,
+            decode_seconds=totals.decode_seconds,
+            decoded_tokens=totals.decoded_tokens,
+        )
+
+    def warm_up(self) -> None:
+        """Answers a tiny text prompt, so that the first request meets warm code."""
+        tokens = self.tokenizer.encode("Hello")
+        positions = np.broadcast_to(np.arange(len(tokens), dtype=np.int32), (3, len(tokens)))
+        prompt = Prompt(tokens, positions, rope_delta=0)
+        params = SamplingParams(max_tokens=2, ignore_eos=True)
+        self.add(Request("warm-up", prompt, params, cache_salt=b"warm-up"))
+        while self.has_work:
+            self.step()
+        self._totals = _Totals()
+        self._seconds_per_prefill_token = 0.0
+
+    def device_is_sound(self) -> bool:
+        """Whether the device still computes: a small product with a known result."""
+        try:
+            ones = torch.ones(16, 16, device=self.runner.device)
+            return bool((ones @ ones).sum().item() == 16**3)
+        except RuntimeError:
+            logger.exception("the device check raised")
+            return False
+
+    def clear_caches(self) -> None:
+        """Forgets features and prefixes that nobody uses now."""
+        self.features.clear()
+        self.blocks.clear()
+
+    # ---- requests
+
+    def _sequence(self, request: Request) -> Sequence:
+        prompt, params = request.prompt, request.params
+        num_prompt = len(prompt.token_ids)
+        if num_prompt + 1 > self.max_context:
+            raise ContextOverflow(
+                f"the prompt has {num_prompt} tokens ({prompt.num_image_tokens} of them visual); "
+                f"this server's context is {self.max_context}: send fewer or smaller pictures"
+            )
+        matcher = self.grammars.compile(params.grammar) if params.grammar else None
+        sequence = Sequence(
+            request=request,
+            sampler=Sampler(params, prompt.token_ids, matcher),
+            detokenizer=Detokenizer(self.tokenizer, params.stop),
+            namer=BlockNamer(prompt, request.cache_salt, self.blocks.block_size),
+            stop_at=min(num_prompt + params.max_tokens, self.max_context),
+        )
+        if matcher is not None:
+            self._append(sequence, matcher.forced())
+            # What the grammar forces before the first draw is part of the first computation.
+            sequence.num_prefill_tokens = len(sequence.token_ids)
+        return sequence
+
+    def _expire(self) -> list[TokenEvent]:
+        now = time.monotonic()
+        return [
+            self._finish(sequence, "deadline")
+            for sequence in list(self._by_id.values())
+            if sequence.deadline is not None and now > sequence.deadline
+        ]
+
+    def _forget(self, sequence: Sequence) -> None:
+        self.encoder.forget(sequence)
+        self.scheduler.remove(sequence)
+
+    # ---- pictures
+
+    def _request_features(self) -> None:
+        """Finds or orders the features that running sequences lack."""
+        for sequence in self.scheduler.running:
+            if sequence.admitted_at is None:
+                sequence.admitted_at = time.monotonic()
+                self._note_cached(sequence)
+            for index in sequence.needed_images():
+                salt = sequence.request.cache_salt
+                digest = sequence.spans[index].image.digest
+                found = self.features.get(salt, digest)
+                if found is not None:
+                    sequence.features[index] = found
+                    sequence.feature_hits[index] = True
+                    self._totals.feature_hits += 1
+                else:
+                    self.encoder.want((salt, digest), sequence, index)
+
+    def _note_cached(self, sequence: Sequence) -> None:
+        self._totals.prompt_tokens += sequence.num_prompt_tokens
+        self._totals.image_tokens += sequence.request.prompt.num_image_tokens
+        self._totals.cache_hit_tokens += sequence.num_cached_tokens
+        for index, span in enumerate(sequence.spans):
+            sequence.feature_hits[index] = span.end <= sequence.num_computed_tokens
+
+    def _encode(self) -> list[TokenEvent]:
+        """Encodes for one slice; a failure ends only the requests that need this picture."""
+        job = next(iter(self.encoder.jobs.values()))
+        seconds = self.settings.slice_seconds * (1.0 if self.scheduler.num_streaming else 2.0)
+        try:
+            finished = self.encoder.advance(seconds)
+        except Exception as error:
+            self.encoder.jobs.pop(job.key, None)
+            return self._fail([sequence for sequence, _ in job.waiting], error)
+        if finished is not None:
+            job, features = finished
+            self.features.put(*job.key, features)
+            for sequence, index in job.waiting:
+                sequence.features[index] = features
+                sequence.encode_seconds += job.seconds
+            self._totals.feature_misses += 1
+        return []
+
+    def _prefill_budget(self) -> int:
+        """Prompt tokens of the next step: a slice's worth while others stream, else about a second's."""
+        rate = self._seconds_per_prefill_token
+        if not rate:
+            return 64 if self.scheduler.num_streaming else 256
+        seconds = self.settings.slice_seconds if self.scheduler.num_streaming else 1.0
+        return max(16, min(int(seconds / rate), self.settings.max_step_tokens))
+
+    def _has_prefill_for_streams(self, chunks: Seq[Chunk]) -> bool:
+        """Whether this step already made streams wait for a prompt: then no picture on top."""
+        has_prefill = any(chunk.sequence.is_prefilling for chunk in chunks)
+        return has_prefill and self.scheduler.num_streaming > 0
+
+    # ---- tokens
+
+    def _run(self, chunks: list[Chunk]) -> list[TokenEvent]:
+        start = time.perf_counter()
+        try:
+            outputs = self.runner.run(chunks)
+        except Exception as error:
+            return self._fail([chunk.sequence for chunk in chunks], error)
+        self._measure(chunks, time.perf_counter() - start)
+        events = []
+        for chunk, logits in zip(chunks, outputs, strict=True):
+            event = self._commit(chunk, logits)
+            if event is not None:
+                events.append(event)
+        return events
+
+    def _measure(self, chunks: list[Chunk], seconds: float) -> None:
+        """Learns how long a prompt token takes; the scheduler cuts slices by it."""
+        prefill = sum(chunk.num_tokens for chunk in chunks if chunk.sequence.is_prefilling)
+        if prefill >= 16:
+            new = seconds / prefill
+            old = self._seconds_per_prefill_token
+            self._seconds_per_prefill_token = new if not old else 0.7 * old + 0.3 * new
+            self._totals.prefill_seconds += seconds
+            self._totals.prefilled_tokens += prefill
+        else:
+            self._totals.decode_seconds += seconds
+
+    def _commit(self, chunk: Chunk, logits: Tensor | None) -> TokenEvent | None:
+        """Records what was computed and, where the chunk reached the end, draws."""
+        sequence = chunk.sequence
+        if logits is None:
+            self.scheduler.commit(sequence, chunk.start + chunk.num_tokens)
+            return None
+        known = len(sequence.token_ids)
+        logprobs, accepted = self._draw(sequence, logits)
+        self.scheduler.commit(sequence, known + accepted)
+        if sequence.first_token_at is None:
+            sequence.first_token_at = time.monotonic()
+        return self._event(sequence, logprobs)
+
+    def _draw(self, sequence: Sequence, logits: Tensor) -> tuple[list[TokenLogprob], int]:
+        """Draws a token, and one more for each guess that the last one confirmed.
+
+        Returns the log probabilities asked for, and how many guesses were right: their keys and
+        values are in the cache already.
+        """
+        draft, sequence.draft = sequence.draft, []
+        logprobs: list[TokenLogprob] = []
+        accepted = 0
+        for row in range(len(draft) + 1):
+            token = sequence.sampler.draw(logits[row])
+            num_top = sequence.request.params.num_logprobs
+            if num_top is not None:
+                logprobs.append(token_logprob(logits[row], token, num_top, self.tokenizer))
+            self._append(sequence, [token])
+            if self._is_at_end(sequence):
+                break
+            matcher = sequence.sampler.matcher
+            if matcher is not None:
+                matcher.accept(token)
+                forced = matcher.forced()
+                self._append(sequence, forced)
+                if forced or matcher.is_complete:
+                    break
+            if row == len(draft) or draft[row] != token:
+                break
+            accepted += 1
+        self._propose(sequence, len(draft), accepted)
+        return logprobs, accepted
+
+    def _append(self, sequence: Sequence, tokens: list[int]) -> None:
+        for token in tokens[: max(0, sequence.stop_at - len(sequence.token_ids))]:
+            sequence.token_ids.append(token)
+            sequence.sampler.commit(token)
+            if sequence.request.params.guard:
+                sequence.guard.add(token)
+
+    def _is_at_end(self, sequence: Sequence) -> bool:
+        ended = sequence.token_ids[-1] in self._eos and not sequence.request.params.ignore_eos
+        return ended or len(sequence.token_ids) >= sequence.stop_at
+
+    def _propose(self, sequence: Sequence, num_guessed: int, num_right: int) -> None:
+        """Prepares guesses for the next step, unless guessing did not pay lately."""
+        if num_guessed and num_right == 0:
+            sequence.draft_pause = min(2 * sequence.draft_pause + 2, 32)
+        elif num_right:
+            sequence.draft_pause = 0
+        if sequence.draft_pause and not num_guessed:
+            sequence.draft_pause -= 1
+        if self.settings.drafts and not sequence.draft_pause:
+            room = sequence.stop_at - len(sequence.token_ids) - 1
+            sequence.draft = propose(sequence.token_ids)[:room]
+
+    def _event(self, sequence: Sequence, logprobs: list[TokenLogprob]) -> TokenEvent:
+        """The news of a sequence after a draw."""
+        reason = self._finish_reason(sequence)
+        is_whole = reason in ("stop", "length")
+        num_hidden = 0 if is_whole else sequence.guard.num_repeated
+        text = self._show(sequence, sequence.num_generated - num_hidden)
+        num_tokens = sequence.num_generated - sequence.num_reported
+        sequence.num_reported = sequence.num_generated
+        self._totals.completion_tokens += num_tokens
+        self._totals.decoded_tokens += num_tokens
+        if sequence.detokenizer.is_stopped:
+            reason = "stop"
+        if reason is not None:
+            return self._finish(sequence, reason, text, num_tokens, logprobs)
+        return TokenEvent(sequence.request.request_id, text, num_tokens, tuple(logprobs))
+
+    def _finish_reason(self, sequence: Sequence) -> FinishReason | None:
+        params = sequence.request.params
+        if sequence.token_ids[-1] in self._eos and not params.ignore_eos:
+            return "stop"
+        matcher = sequence.sampler.matcher
+        if matcher is not None and matcher.is_complete:
+            return "stop"
+        if params.guard and sequence.guard.is_looping:
+            return "repetition"
+        if len(sequence.token_ids) >= sequence.stop_at:
+            return "length"
+        return None
+
+    def _show(self, sequence: Sequence, num_shown: int) -> str:
+        """Gives the next tokens of the answer to the detokenizer."""
+        if num_shown <= sequence.num_shown:
+            return ""
+        begin = sequence.num_prompt_tokens
+        tokens = sequence.token_ids[begin + sequence.num_shown : begin + num_shown]
+        sequence.num_shown = num_shown
+        return sequence.detokenizer.add(tokens)
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        text: str = "",
+        num_tokens: int = 0,
+        logprobs: Seq[TokenLogprob] = (),
+    ) -> TokenEvent:
+        self._by_id.pop(sequence.request.request_id, None)
+        self._forget(sequence)
+        return TokenEvent(
+            sequence.request.request_id,
+            text + sequence.detokenizer.finish(),
+            num_tokens,
+            tuple(logprobs),
+            finish_reason=reason,
+            usage=_usage(sequence),
+        )
+
+    def _fail(self, sequences: list[Sequence], error: Exception) -> list[TokenEvent]:
+        """Ends some requests with an error; all others go on."""
+        logger.error("a step failed", exc_info=error)
+        if isinstance(error, MemoryError) or "alloc" in str(error).lower():
+            self.clear_caches()
+            error = OutOfMemory(
+                "memory is too short for this request now; send a smaller picture, "
+                "or give the server more memory"
+            )
+        elif not isinstance(error, VisionGateError):
+            error = VisionGateError("the engine failed on this request; see error.log")
+        events = []
+        for sequence in sequences:
+            self._by_id.pop(sequence.request.request_id, None)
+            self._forget(sequence)
+            events.append(
+                TokenEvent(sequence.request.request_id, error=error, usage=_usage(sequence))
+            )
+        return events
+
+
+@dataclass(slots=True)
+class _Totals:
+    steps: int = 0
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    completion_tokens: int = 0
+    cache_hit_tokens: int = 0
+    feature_hits: int = 0
+    feature_misses: int = 0
+    prefill_seconds: float = 0.0
+    prefilled_tokens: int = 0
+    decode_seconds: float = 0.0
+    decoded_tokens: int = 0
+
+
+def allocate_pool(model: Qwen3VL, num_blocks: int, settings: EngineSettings) -> KVPool:
+    """Cache memory of the model's shape; on the CPU it becomes resident only where it is used."""
+    text = model.config.text
+    dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
+    shape = (
+        text.num_hidden_layers,
+        num_blocks * settings.block_size,
+        text.num_key_value_heads,
+        text.head_dim,
+    )
+    if settings.device != "cpu":
+        keys = torch.zeros(shape, dtype=dtype, device=settings.device)
+        return KVPool(keys, torch.zeros_like(keys), settings.block_size)
+    kind = (
+        np.uint32 if dtype == torch.float32 else np.uint16
+    )  # numpy's zeros come from untouched pages
+    keys, values = (torch.from_numpy(np.zeros(shape, kind)).view(dtype) for _ in range(2))
+    return KVPool(keys, values, settings.block_size)
+
+
+def _usage(sequence: Sequence) -> Usage:
+    now = time.monotonic()
+    admitted = sequence.admitted_at or now
+    first = sequence.first_token_at or now
+    return Usage(
+        prompt_tokens=sequence.num_prompt_tokens,
+        completion_tokens=sequence.num_generated,
+        image_tokens=sequence.request.prompt.num_image_tokens,
+        cached_tokens=sequence.num_cached_tokens,
+        queue_seconds=admitted - sequence.arrival,
+        encode_seconds=sequence.encode_seconds,
+        prefill_seconds=max(0.0, first - admitted - sequence.encode_seconds),
+        first_token_seconds=first - sequence.arrival,
+        total_seconds=now - sequence.arrival,
+        feature_hits=tuple(sequence.feature_hits),
+    )

@@ -1,0 +1,180 @@
+"""Decides what each step computes, and owns the cache blocks that it needs for that.
+
+One token budget, no phases: first every running answer gets its next token, then prompts are
+computed in chunks with what is left, then waiting sequences are let in.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+from visiongate.engine.cache import BlockPool
+from visiongate.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Tokens of one sequence to compute in one step: `num_tokens` from `start` on, drafts included."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+    @property
+    def draws(self) -> bool:
+        """Whether the chunk reaches the last token, so that the next can be drawn."""
+        return self.start + self.num_tokens >= len(self.sequence.token_ids)
+
+
+class Scheduler:
+    """Waiting and running sequences, and their blocks.
+
+    After each call the held blocks are exactly those in the block tables of running sequences.
+    """
+
+    def __init__(self, pool: BlockPool, *, max_num_seqs: int, max_prefills: int) -> None:
+        self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.max_prefills = max_prefills
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    @property
+    def num_streaming(self) -> int:
+        """Running sequences that are past their prompt."""
+        return sum(1 for sequence in self.running if not sequence.is_prefilling)
+
+    def add(self, sequence: Sequence) -> None:
+        """Puts a sequence behind those of its priority."""
+        bisect.insort(self.waiting, sequence, key=_order)
+
+    def schedule(self, token_budget: int, prefill_budget: int) -> list[Chunk]:
+        """The chunks of the next step.
+
+        Args:
+            token_budget: the most tokens of the step.
+            prefill_budget: the most tokens of prompts among them.
+        """
+        self._admit()
+        chunks = self._next_tokens(token_budget)
+        room = min(prefill_budget, token_budget - sum(chunk.num_tokens for chunk in chunks))
+        chunks += self._prefill(room)
+        if not chunks and self._is_stuck():
+            self._preempt(self.running[-1])
+            return self.schedule(token_budget, prefill_budget)
+        return chunks
+
+    def commit(self, sequence: Sequence, num_computed_tokens: int) -> None:
+        """Records what a step computed, and lets others share the blocks that are now full."""
+        sequence.num_computed_tokens = num_computed_tokens
+        sequence.drop_used_features()
+        names = sequence.namer.extend(sequence.token_ids[:num_computed_tokens])
+        for block, name in zip(sequence.block_table, names, strict=False):
+            self.pool.publish(block, name)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Ends a sequence, wherever it is; its blocks are free at once."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self.pool.release(sequence.block_table)
+            sequence.block_table = []
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def _admit(self) -> None:
+        """Lets waiting sequences in while there is a place and room for their prompts."""
+        while self.waiting and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            size = self.pool.block_size
+            names = sequence.namer.extend(sequence.token_ids)
+            reusable = (len(sequence.token_ids) - 1) // size  # the last token must be computed
+            shared = self.pool.match(names[:reusable])
+            self.pool.hold(shared)
+            wanted = -(-(len(sequence.token_ids) + 1) // size) - len(shared)
+            if wanted > self.pool.num_free and self.running:
+                self.pool.release(shared)
+                return
+            self.waiting.pop(0)
+            self.running.append(sequence)
+            sequence.block_table = shared
+            sequence.num_computed_tokens = len(shared) * size
+            sequence.num_prefill_tokens = len(sequence.token_ids)
+            if not sequence.preemptions:
+                sequence.num_cached_tokens = sequence.num_computed_tokens
+
+    def _next_tokens(self, budget: int) -> list[Chunk]:
+        """One chunk for every sequence past its prompt: its pending token, forced ones, drafts."""
+        chunks = []
+        for sequence in list(self.running):
+            if sequence.is_prefilling or sequence not in self.running or sequence.needed_images():
+                continue
+            pending = len(sequence.token_ids) - sequence.num_computed_tokens
+            if pending + len(sequence.draft) > budget or not self._reserve(sequence, drafts=True):
+                sequence.draft = []
+            if pending > budget or not self._reserve_or_preempt(sequence):
+                continue
+            count = pending + len(sequence.draft)
+            budget -= count
+            chunks.append(Chunk(sequence, sequence.num_computed_tokens, count))
+        return [chunk for chunk in chunks if chunk.sequence in self.running]
+
+    def _prefill(self, budget: int) -> list[Chunk]:
+        """Chunks of the oldest prompts that can go on."""
+        chunks: list[Chunk] = []
+        for sequence in self.running:
+            if len(chunks) == self.max_prefills or budget <= 0:
+                break
+            if not (sequence.is_prefilling or sequence.needed_images()):
+                continue
+            count = min(budget, sequence.num_ready_tokens - sequence.num_computed_tokens)
+            if count > 0 and self._reserve(sequence, sequence.num_computed_tokens + count):
+                sequence.draft = []
+                chunks.append(Chunk(sequence, sequence.num_computed_tokens, count))
+                budget -= count
+        return chunks
+
+    def _reserve(
+        self, sequence: Sequence, num_tokens: int | None = None, *, drafts: bool = False
+    ) -> bool:
+        """Gives the sequence blocks for its first `num_tokens` tokens (default: all); False if short."""
+        if num_tokens is None:
+            num_tokens = len(sequence.token_ids) + (len(sequence.draft) if drafts else 0)
+        missing = -(-num_tokens // self.pool.block_size) - len(sequence.block_table)
+        if missing > self.pool.num_free:
+            return False
+        for _ in range(missing):
+            block = self.pool.allocate()
+            assert block is not None
+            sequence.block_table.append(block)
+        return True
+
+    def _reserve_or_preempt(self, sequence: Sequence) -> bool:
+        """Like `_reserve`, taking blocks from the youngest; False when that is the sequence itself."""
+        while not self._reserve(sequence):
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Takes all blocks back; the sequence waits, in front, and is computed anew."""
+        self.remove(sequence)
+        sequence.num_computed_tokens = 0
+        sequence.num_prefill_tokens = len(sequence.token_ids)
+        sequence.draft = []
+        sequence.preemptions += 1
+        self.num_preemptions += 1
+        self.add(sequence)
+
+    def _is_stuck(self) -> bool:
+        """Whether sequences block each other: none waits for a picture, none could get a block."""
+        return len(self.running) > 1 and not any(
+            sequence.needed_images() for sequence in self.running
+        )
+
+
+def _order(sequence: Sequence) -> tuple[int, float]:
+    return sequence.request.priority, sequence.arrival

@@ -1,0 +1,355 @@
+"""The engine in its own process: requests in, events out, a heartbeat all the time.
+
+    gateway process                      worker process
+    WorkerProcess.send(...)  --pipe-->   reader thread --> inbox --> engine thread: Engine.step
+    WorkerProcess.receive()  <--pipe--   engine thread: Events;  heartbeat thread: Heartbeat
+
+The gateway's side imports no tensor library; the worker's side imports it first thing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visiongate.engine.types import (
+    EngineSettings,
+    EngineStats,
+    ModelInfo,
+    Request,
+    TokenEvent,
+    WorkerSettings,
+)
+from visiongate.errors import VisionGateError
+
+if TYPE_CHECKING:
+    from visiongate.engine.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """To the worker: begin this request."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """To the worker: forget this request."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """From the worker: what it loads now; `fraction` of the whole start is done."""
+
+    stage: str
+    fraction: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From the worker: requests are answered from now on."""
+
+    model: ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """From the worker, before it ends: why nothing could be loaded."""
+
+    message: str
+    is_final: bool
+    """Whether another try would fail the same way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """From the worker: the news of one step."""
+
+    events: list[TokenEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """From the worker, every second: its state; sent even while the engine thread is busy."""
+
+    stats: EngineStats
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """From the worker: a line for the gateway's logs."""
+
+    level: int
+    message: str
+    trace: str = ""
+
+
+ToWorker = Add | Abort
+FromWorker = Loading | Ready | Failed | Events | Heartbeat | LogRecord
+
+
+class WorkerProcess:
+    """The gateway's handle of one worker. `receive` may run in another thread than `send`."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(
+            target=run_worker, args=(theirs, settings), name="visiongate-worker", daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id."""
+        return self.process.pid
+
+    def send(self, message: ToWorker) -> None:
+        """Hands a message over; a worker that is gone is noticed by `receive`."""
+        try:
+            self._connection.send(message)
+        except (OSError, ValueError):
+            logger.debug("a message to a worker that is gone was dropped")
+
+    def receive(self) -> FromWorker:
+        """The next message; waits for it. Raises EOFError once the worker has ended."""
+        try:
+            message: FromWorker = self._connection.recv()
+        except (OSError, ValueError) as error:
+            raise EOFError from error
+        return message
+
+    def stop(self, grace_seconds: float = 3.0) -> None:
+        """Ends the process: asks, then kills."""
+        self.process.terminate()
+        self.process.join(grace_seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self._connection.close()
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+        self.process.kill()
+
+
+def run_worker(connection: Connection, settings: WorkerSettings) -> None:
+    """The worker process's main function; returns only when there is nothing left to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's; it stops us
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    outbox = _Outbox(connection)
+    logging.getLogger().addHandler(_PipeHandler(outbox))
+    try:
+        engine, model = _load(settings, outbox)
+    except VisionGateError as error:
+        outbox.send(Failed(error.message, is_final=True))
+        sys.exit(1)
+    except MemoryError:
+        outbox.send(Failed("memory is too short for this model; see `visiongate doctor`", False))
+        sys.exit(1)
+    except Exception:
+        logger.exception("loading failed")
+        outbox.send(Failed("the model could not be loaded; error.log has the reason", False))
+        sys.exit(1)
+    inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    threading.Thread(target=_beat, args=(engine, outbox), daemon=True).start()
+    outbox.send(Ready(model))
+    _serve(engine, inbox, outbox, settings.check_seconds)
+
+
+def _serve(
+    engine: Engine, inbox: queue.SimpleQueue[ToWorker], outbox: _Outbox, check_seconds: float
+) -> None:
+    """The engine thread: takes messages between steps, sends each step's events."""
+    next_check = time.monotonic() + check_seconds
+    while True:
+        wait = None if engine.has_work else max(0.0, next_check - time.monotonic())
+        for message in _drain(inbox, wait):
+            match message:
+                case Add(request):
+                    engine.add(request)
+                case Abort(request_id):
+                    engine.abort(request_id)
+        if engine.has_work:
+            events = engine.step()
+            if events:
+                outbox.send(Events(events))
+        if time.monotonic() >= next_check:
+            _check_device(engine)
+            next_check = time.monotonic() + check_seconds
+
+
+def _drain(inbox: queue.SimpleQueue[ToWorker], wait: float | None) -> list[ToWorker]:
+    """All messages that are there; with `wait`, sleeps until the first or the time is over."""
+    messages: list[ToWorker] = []
+    try:
+        messages.append(inbox.get_nowait() if wait is None else inbox.get(timeout=wait))
+        while True:
+            messages.append(inbox.get_nowait())
+    except queue.Empty:
+        return messages
+
+
+def _read(connection: Connection, inbox: queue.SimpleQueue[ToWorker]) -> None:
+    """The reader thread; when the gateway is gone there is nothing left to do."""
+    while True:
+        try:
+            inbox.put(connection.recv())
+        except (EOFError, OSError):
+            os._exit(0)
+
+
+def _beat(engine: Engine, outbox: _Outbox) -> None:
+    """The heartbeat thread."""
+    while True:
+        stats = dataclasses.replace(engine.stats(), rss_bytes=_rss_bytes())
+        outbox.send(Heartbeat(stats))
+        time.sleep(HEARTBEAT_SECONDS)
+
+
+def _check_device(engine: Engine) -> None:
+    """A tiny computation with a known result; a device that gets it wrong is given up.
+
+    Free memory that the engine holds back is returned first; when the second try fails too the
+    process ends, and the gateway starts a new one.
+    """
+    if engine.device_is_sound():
+        return
+    logger.error("the device failed its check; caches are cleared and it is tried again")
+    engine.clear_caches()
+    if not engine.device_is_sound():
+        logger.error("the device failed its check twice; the worker ends")
+        os._exit(1)
+
+
+def _load(settings: WorkerSettings, outbox: _Outbox) -> tuple[Engine, ModelInfo]:
+    """Imports, loads and warms up, reporting each stage."""
+    clock = _StageClock(outbox)
+    clock.begin("libraries", 0.0)
+    from visiongate import kernels
+    from visiongate.engine.engine import Engine
+    from visiongate.model.weights import num_parameters, num_weight_bytes, revision_of
+
+    threads = settings.engine.num_threads or kernels.default_num_threads()
+    engine_settings, degraded = _choose_device(settings)
+    engine_settings = dataclasses.replace(engine_settings, num_threads=threads)
+    clock.begin("weights", 0.2)
+    folder = Path(settings.model_path)
+    engine = Engine.from_pretrained(folder, engine_settings)
+    clock.begin("warm-up", 0.9)
+    engine.warm_up()
+    seconds = clock.end()
+    info = ModelInfo(
+        model_id=settings.model_id,
+        path=str(folder),
+        revision=revision_of(folder),
+        num_parameters=num_parameters(folder),
+        precision=engine_settings.precision,
+        device=engine_settings.device,
+        backend=kernels.backend() if engine_settings.device == "cpu" else "cuda",
+        max_context_tokens=engine.max_context,
+        num_threads=threads,
+        weights_bytes=num_weight_bytes(folder),
+        cache_tokens=engine_settings.cache_tokens,
+        degraded=degraded,
+        load_seconds=seconds,
+    )
+    return engine, info
+
+
+def _choose_device(settings: WorkerSettings) -> tuple[EngineSettings, str]:
+    """The settings to load with, and a reason when that is the CPU instead of the wanted device."""
+    import torch
+
+    wanted = settings.engine.device
+    if wanted == "cpu" or torch.cuda.is_available():
+        return settings.engine, ""
+    if not settings.fall_back_to_cpu:
+        raise VisionGateError(f"{wanted} cannot be used: no NVIDIA GPU is visible to this process")
+    reason = f"{wanted} cannot be used (no NVIDIA GPU is visible); running on the CPU, slowly"
+    logger.warning(reason)
+    return dataclasses.replace(settings.engine, device="cpu"), reason
+
+
+class _StageClock:
+    """Times the stages of loading and tells the gateway about each."""
+
+    def __init__(self, outbox: _Outbox) -> None:
+        self._outbox = outbox
+        self._stage = ""
+        self._start = self._stage_start = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def begin(self, stage: str, fraction: float) -> None:
+        self._close()
+        self._stage = stage
+        self._outbox.send(Loading(stage, fraction, time.perf_counter() - self._start))
+
+    def end(self) -> dict[str, float]:
+        self._close()
+        return {**self._seconds, "total": time.perf_counter() - self._start}
+
+    def _close(self) -> None:
+        now = time.perf_counter()
+        if self._stage:
+            self._seconds[self._stage] = now - self._stage_start
+        self._stage_start = now
+
+
+class _Outbox:
+    """The pipe to the gateway, for several threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, message: FromWorker) -> None:
+        with self._lock:
+            try:
+                self._connection.send(message)
+            except OSError:
+                os._exit(0)  # the gateway is gone
+
+
+class _PipeHandler(logging.Handler):
+    """Log records go to the gateway, which has the log files."""
+
+    def __init__(self, outbox: _Outbox) -> None:
+        super().__init__(logging.WARNING)
+        self._outbox = outbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+        self._outbox.send(LogRecord(record.levelno, record.getMessage(), trace))
+
+
+def _rss_bytes() -> int:
+    """Resident memory of this process, 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
