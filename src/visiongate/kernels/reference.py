@@ -22,8 +22,13 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The int8 form (N, K) of a weight and the float32 scale (N,) of each output channel."""
     rows = weight.float()
     largest = rows.abs().amax(dim=1).clamp_min(1e-30)
-    quantized = (rows * (127.0 / largest)[:, None]).round().clamp(-127, 127).to(torch.int8)
+    quantized = (rows * _inverse(largest)[:, None]).round().clamp(-127, 127).to(torch.int8)
     return quantized, largest / 127.0
+
+
+def _inverse(largest: Tensor) -> Tensor:
+    """127 / largest, divided once as the kernels do (torch's `127 / x` rounds twice)."""
+    return largest.new_tensor(127.0) / largest
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +37,7 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     num_groups = -(-K // GROUP)
     groups = functional.pad(x.float(), (0, num_groups * GROUP - K)).view(T, num_groups, GROUP)
     largest = groups.abs().amax(dim=2).clamp_min(1e-30)
-    quantized = (groups * (127.0 / largest)[..., None]).round()
+    quantized = (groups * _inverse(largest)[..., None]).round()
     return quantized.view(T, -1)[:, :K], largest / 127.0
 
 

@@ -1,0 +1,146 @@
+// The library's C functions, as native.py calls them, and the choice of a level at run time.
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "level.h"
+#include "pool.h"
+
+using namespace visiongate;
+
+namespace {
+
+bool can_avx512() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+bool can_avx2() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return false;
+#endif
+}
+
+const Level* find_level(const char* name) {
+  const Level* const levels[] = {
+      can_avx512() ? avx512_level() : nullptr,
+      can_avx2() ? avx2_level() : nullptr,
+      scalar_level(),
+  };
+  for (const Level* level : levels)
+    if (level && (name[0] == 0 || strcmp(name, level->name) == 0)) return level;
+  return nullptr;
+}
+
+const Level* level = find_level("");
+
+// The whole pages inside [address, address + num_bytes).
+struct Pages {
+  uintptr_t begin, end;
+  Pages(const void* address, int64_t num_bytes) {
+    const uintptr_t size = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)address;
+    begin = (first + size - 1) / size * size;
+    end = (first + (uintptr_t)num_bytes) / size * size;
+  }
+  void advise(int advice) const {
+    if (begin < end) madvise((void*)begin, end - begin, advice);
+  }
+};
+
+}  // namespace
+
+#define API extern "C" __attribute__((visibility("default")))
+
+// Picks a level by name, or the best one for ""; 0 when this processor has it.
+API int vg_select(const char* name) {
+  const Level* found = find_level(name);
+  if (found) level = found;
+  return found ? 0 : -1;
+}
+
+API const char* vg_level() { return level->name; }
+
+API void vg_set_num_threads(int count) { set_num_threads(count); }
+
+API void vg_advise_huge(void* address, int64_t num_bytes) {
+#if defined(MADV_HUGEPAGE)
+  Pages(address, num_bytes).advise(MADV_HUGEPAGE);
+#endif
+}
+
+API void vg_release_pages(void* address, int64_t num_bytes) {
+  Pages(address, num_bytes).advise(MADV_DONTNEED);
+}
+
+API void vg_pack_bf16(const void* weight, void* panels, int64_t N, int64_t K) {
+  level->pack({weight, kBfloat16, panels, nullptr, nullptr, N, K}, kBfloat16OverBfloat16);
+}
+
+API void vg_pack_f32(const void* weight, void* panels, int64_t N, int64_t K) {
+  level->pack({weight, kFloat32, panels, nullptr, nullptr, N, K}, kFloat32OverFloat32);
+}
+
+API void vg_pack_int8(const void* weight, int type, void* panels, float* scale,
+                      int32_t* compensation, int64_t N, int64_t K) {
+  level->pack({weight, (Type)type, panels, scale, compensation, N, K}, kInt8OverInt8);
+}
+
+API void vg_linear(int product, const void* x, int type, int64_t x_stride, const void* panels,
+                   const float* scale, const int32_t* compensation, const float* bias, void* y,
+                   int64_t M, int64_t N, int64_t K) {
+  level->linear({(Product)product, x, (Type)type, x_stride, panels, scale, compensation, bias, y, M,
+                 N, K});
+}
+
+API void vg_embedding(int product, const int64_t* ids, const void* panels, const float* scale,
+                      void* rows, int type, int64_t T, int64_t N, int64_t K) {
+  level->embedding({(Product)product, ids, panels, scale, rows, (Type)type, T, N, K});
+}
+
+API void vg_attention(const void* q, int q_type, const void* k, const void* v, int kv_type,
+                      void* out, int64_t num_sequences, int64_t Hq, int64_t Hkv, int64_t D,
+                      int64_t q_stride, int64_t kv_stride, const int32_t* bounds,
+                      const int32_t* lengths, const int32_t* block_table, int64_t table_width,
+                      int64_t block_size, int64_t num_slots, int is_causal, float scale) {
+  level->attention({q, (Type)q_type, k, v, (Type)kv_type, out, num_sequences, Hq, Hkv, D, q_stride,
+                    kv_stride, bounds, lengths, block_table, table_width, block_size, num_slots,
+                    is_causal != 0, scale});
+}
+
+API void vg_rms_norm(const void* x, const void* residual, const float* weight, void* y, void* total,
+                     int type, int64_t T, int64_t C, float eps) {
+  level->rms_norm({x, residual, weight, nullptr, y, total, (Type)type, T, C, eps});
+}
+
+API void vg_layer_norm(const void* x, const float* weight, const float* bias, void* y, int type,
+                       int64_t T, int64_t C, float eps) {
+  level->layer_norm({x, nullptr, weight, bias, y, nullptr, (Type)type, T, C, eps});
+}
+
+API void vg_silu_mul(const void* gate_up, void* y, int type, int64_t T, int64_t I) {
+  level->silu_mul(gate_up, y, (Type)type, T, I);
+}
+
+API void vg_gelu_tanh(const void* x, void* y, int type, int64_t count) {
+  level->gelu_tanh(x, y, (Type)type, count);
+}
+
+API void vg_norm_rope(const void* x, int64_t x_stride, const float* weight, const float* cos,
+                      const float* sin, void* y, int type, int64_t T, int64_t H, int64_t D,
+                      float eps) {
+  level->norm_rope({x, x_stride, weight, cos, sin, y, (Type)type, T, H, D, eps});
+}
+
+API void vg_store_kv(const void* k, int64_t k_stride, const void* v, int64_t v_stride, int type,
+                     void* key_cache, void* value_cache, int cache_type, const int64_t* slots,
+                     int64_t T, int64_t width) {
+  level->store_kv({k, k_stride, v, v_stride, (Type)type, key_cache, value_cache, (Type)cache_type,
+                   slots, T, width});
+}

@@ -1,0 +1,295 @@
+// Attention, for pictures (every key) and for text over the paged cache (keys up to the row's own).
+//
+// Work is cut into (sequence, key head, block of query tokens). The query heads that share a key head
+// are rows of one tile. Keys are taken in blocks of 128 that start at multiples of 128:
+//
+//     scores (rows, 128) = q . keys^T;  probabilities = 2 ** (scores * c - running maximum)
+//     sums (rows, D) = sums * 2 ** (old maximum - new maximum) + probabilities . values
+//
+// A row meets the same blocks in the same order whether it comes alone (decoding) or among hundreds
+// (a prompt), and keys that it may not see weigh exactly 0: its bits do not depend on the others.
+#pragma once
+#include "tile.h"
+
+namespace visiongate {
+namespace {
+
+constexpr int64_t kKeys = 128;      // keys of a block: two panels
+constexpr int64_t kTileRows = 192;  // query rows (tokens times heads) that share a packed block
+
+// Products of the cache's type: float32 keys and values, or bfloat16 ones in pairs.
+template <class T>
+struct ProductOf;
+template <>
+struct ProductOf<float> {
+  using Type = Exact;
+};
+template <>
+struct ProductOf<uint16_t> {
+  using Type = Bfloat16Pairs;
+};
+
+// Where the keys of one sequence and one key head lie.
+struct Keys {
+  const AttentionCall& call;
+  int64_t sequence, head, first_row;  // first_row: of a picture
+
+  template <class T>
+  const T* at(const void* base, int64_t position) const {
+    int64_t row = first_row + position;
+    if (call.block_table) {
+      const int32_t* blocks = call.block_table + sequence * call.table_width;
+      row = blocks[position / call.block_size] * call.block_size + position % call.block_size;
+    }
+    return (const T*)base + row * call.kv_stride + head * call.D;
+  }
+};
+
+// Keys [begin, begin + count) as panels of 64: words along D are the steps. Absent keys are zeros.
+template <class T>
+void pack_keys(const Keys& keys, int64_t begin, int64_t count, uint32_t* panels) {
+  const int64_t num_steps = keys.call.D * sizeof(T) / 4;
+  alignas(64) static const uint32_t zeros[Simd::kLanes] = {};
+  for (int64_t first = 0; first < kKeys; first += Simd::kLanes) {
+    const uint32_t* rows[Simd::kLanes];
+    for (int64_t i = 0; i < Simd::kLanes; ++i) {
+      const int64_t key = first + i;
+      rows[i] = key < count ? (const uint32_t*)keys.at<T>(keys.call.k, begin + key) : nullptr;
+    }
+    uint32_t* columns = panels + first / kPanel * kPanel * num_steps + first % kPanel;
+    int64_t step = 0;
+    for (; step + Simd::kLanes <= num_steps; step += Simd::kLanes) {
+      const uint32_t* block[Simd::kLanes];
+      for (int64_t i = 0; i < Simd::kLanes; ++i) block[i] = rows[i] ? rows[i] + step : zeros;
+      Simd::transpose(block, columns + step * kPanel, kPanel);
+    }
+    for (; step < num_steps; ++step)
+      for (int64_t i = 0; i < Simd::kLanes; ++i)
+        columns[step * kPanel + i] = rows[i] ? rows[i][step] : 0;
+  }
+}
+
+// Values of the same keys: key after key, each (padded D); of bfloat16, two keys interleaved.
+inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t padded_D,
+                        float* values) {
+  for (int64_t key = 0; key < count; ++key) {
+    memcpy(values + key * padded_D, keys.at<float>(keys.call.v, begin + key), keys.call.D * 4);
+    for (int64_t d = keys.call.D; d < padded_D; ++d) values[key * padded_D + d] = 0;
+  }
+}
+inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t padded_D,
+                        uint16_t* values) {
+  uint32_t* pairs = (uint32_t*)values;
+  for (int64_t key = 0; key < count; key += 2, pairs += padded_D) {
+    const uint16_t* first = keys.at<uint16_t>(keys.call.v, begin + key);
+    if (key + 1 < count) {
+      const uint16_t* second = keys.at<uint16_t>(keys.call.v, begin + key + 1);
+      for (int64_t d = 0; d < keys.call.D; ++d) pairs[d] = first[d] | (uint32_t)second[d] << 16;
+    } else {
+      for (int64_t d = 0; d < keys.call.D; ++d) pairs[d] = first[d];
+    }
+    for (int64_t d = keys.call.D; d < padded_D; ++d) pairs[d] = 0;
+  }
+}
+
+// Turns one row of scores into probabilities over its first `num_visible` keys, and zeros after them.
+// Updates the row's maximum and sum; returns what the row's earlier sums must be multiplied with.
+template <class T>
+float soften(const float* scores, T* probabilities, int64_t num_visible, float c, float& maximum,
+             float& sum) {
+  const Simd::Float low = Simd::set1(-1e30f);
+  Simd::Float top = low;
+  for (int64_t j = 0; j < num_visible; j += Simd::kLanes)
+    top = Simd::max(top, Simd::first_lanes((int)smaller(Simd::kLanes, num_visible - j),
+                                           Simd::load(scores + j), low));
+  const float new_maximum = Simd::largest(top) * c > maximum ? Simd::largest(top) * c : maximum;
+  const Simd::Float shift = Simd::set1(-new_maximum), factor = Simd::set1(c);
+  Simd::Float total = Simd::zero();
+  for (int64_t j = 0; j < kKeys; j += Simd::kLanes) {
+    Simd::Float p = Simd::zero();
+    if (j < num_visible) {
+      p = exp2(Simd::fma(Simd::load(scores + j), factor, shift));
+      p = Simd::first_lanes((int)smaller(Simd::kLanes, num_visible - j), p, Simd::zero());
+    }
+    total = Simd::add(total, p);
+    Simd::store(probabilities + j, p);
+  }
+  float keep = 1.0f;
+  if (new_maximum != maximum) {
+    float lanes[Simd::kLanes];
+    Simd::store(lanes, exp2(Simd::set1(maximum - new_maximum)));
+    keep = lanes[0];
+  }
+  maximum = new_maximum;
+  sum = sum * keep + Simd::sum(total);
+  return keep;
+}
+
+// One item of work: rows of one sequence under one key head, and their running state.
+template <class T>
+struct AttentionTask {
+  using Product = typename ProductOf<T>::Type;
+  static constexpr int64_t kUnit = Product::kUnit;
+
+  const AttentionCall& call;
+  Keys keys;
+  int64_t first_token, num_tokens;  // query rows of the call
+  int64_t first_position;           // of first_token in its sequence
+  int64_t num_keys;                 // visible to the last token
+  int64_t group, padded_D;
+  T* q;            // (rows, D)
+  T* key_panels;   // two panels of (D, 64)
+  T* values;       // (128, padded D)
+  float* sums;     // (rows, padded D)
+  float* maxima;   // (rows)
+  float* totals;   // (rows)
+  float* scores;   // (6, 128)
+  T* softened;     // (6, 128)
+
+  int64_t num_rows() const { return num_tokens * group; }
+
+  // Keys visible to a row, counted from the start of its sequence.
+  int64_t visible(int64_t row) const {
+    return call.is_causal ? first_position + row / group + 1 : num_keys;
+  }
+
+  void take_memory() {
+    const int64_t rows = num_rows(), D = call.D;
+    const int64_t sizes[] = {
+        rows * D * (int64_t)sizeof(T),
+        kKeys * D * (int64_t)sizeof(T),
+        kKeys * padded_D * (int64_t)sizeof(T),
+        rows * padded_D * 4,
+        rows * 4,
+        rows * 4,
+        kMaxRows * kKeys * 4,
+        kMaxRows * kKeys * 4,
+    };
+    int64_t total = 0;
+    for (int64_t size : sizes) total += round_up(size, 64);
+    char* memory = (char*)scratch(kAttention, total);
+    char* parts[8];
+    for (int i = 0; i < 8; memory += round_up(sizes[i], 64), ++i) parts[i] = memory;
+    q = (T*)parts[0];
+    key_panels = (T*)parts[1];
+    values = (T*)parts[2];
+    sums = (float*)parts[3];
+    maxima = (float*)parts[4];
+    totals = (float*)parts[5];
+    scores = (float*)parts[6];
+    softened = (T*)parts[7];
+  }
+
+  void read_queries() {
+    const int64_t D = call.D;
+    with_type(call.q_type, call.q, [&](auto* from) {
+      for (int64_t row = 0; row < num_rows(); ++row) {
+        const int64_t token = first_token + row / group, head = keys.head * group + row % group;
+        const auto* x = from + token * call.q_stride + head * D;
+        for (int64_t d = 0; d < D; d += Simd::kLanes)
+          store_part(q + row * D + d, load_part(x + d, D - d), D - d);
+      }
+    });
+    memset(sums, 0, num_rows() * padded_D * sizeof(float));
+    for (int64_t row = 0; row < num_rows(); ++row) maxima[row] = -1e30f, totals[row] = 0;
+  }
+
+  // Adds one block of keys to `kRows` rows.
+  template <int kRows>
+  void attend_tile(int64_t first_row, int64_t begin, int64_t count) {
+    const int64_t D = call.D, num_steps = D / kUnit;
+    const int64_t num_panels = (count + kPanel - 1) / kPanel;
+    memset(scores, 0, kRows * kKeys * sizeof(float));
+    for (int64_t panel = 0; panel < num_panels; ++panel)
+      multiply_columns<Product, kRows>(q + first_row * D, D, kUnit,
+                                       key_panels + panel * kPanel * D, kPanel * kUnit,
+                                       scores + panel * kPanel, kKeys, kPanel, num_steps);
+    const float c = call.scale * 1.44269504f;
+    for (int64_t r = 0; r < kRows; ++r) {
+      const int64_t row = first_row + r;
+      const int64_t num_visible = smaller(count, visible(row) - begin);
+      if (num_visible <= 0) {
+        memset(softened + r * kKeys, 0, kKeys * sizeof(T));
+        continue;
+      }
+      const float keep = soften(scores + r * kKeys, softened + r * kKeys, num_visible, c,
+                                maxima[row], totals[row]);
+      if (keep != 1.0f) scale_row(sums + row * padded_D, keep);
+    }
+    multiply_columns<Product, kRows>(softened, kKeys, kUnit, values, padded_D * kUnit,
+                                     sums + first_row * padded_D, padded_D, padded_D,
+                                     (count + kUnit - 1) / kUnit);
+  }
+
+  void scale_row(float* row, float factor) const {
+    for (int64_t d = 0; d < padded_D; d += Simd::kLanes)
+      Simd::store(row + d, Simd::mul(Simd::load(row + d), Simd::set1(factor)));
+  }
+
+  void attend_block(int64_t begin) {
+    const int64_t count = smaller(kKeys, num_keys - begin);
+    pack_keys<T>(keys, begin, count, (uint32_t*)key_panels);
+    pack_values(keys, begin, count, padded_D, values);
+    for (int64_t row = 0; row < num_rows(); row += kMaxRows) {
+      const int64_t rows = smaller(kMaxRows, num_rows() - row);
+      if (visible(row + rows - 1) <= begin) continue;  // all keys lie after these rows
+      with_rows(rows, [&](auto n) { attend_tile<decltype(n)::value>(row, begin, count); });
+    }
+  }
+
+  void write_rows() {
+    with_type(call.q_type, call.out, [&](auto* out) {
+      for (int64_t row = 0; row < num_rows(); ++row) {
+        const int64_t token = first_token + row / group, head = keys.head * group + row % group;
+        auto* to = out + (token * call.Hq + head) * call.D;
+        const Simd::Float factor = Simd::set1(1.0f / totals[row]);
+        for (int64_t d = 0; d < call.D; d += Simd::kLanes)
+          store_part(to + d, Simd::mul(Simd::load(sums + row * padded_D + d), factor),
+                     call.D - d);
+      }
+    });
+  }
+
+  void run() {
+    take_memory();
+    read_queries();
+    for (int64_t begin = 0; begin < num_keys; begin += kKeys) attend_block(begin);
+    write_rows();
+  }
+};
+
+template <class T>
+void attention_as(const AttentionCall& call) {
+  const int64_t group = call.Hq / call.Hkv;
+  const int64_t tokens_a_block = larger(1, kTileRows / group);
+  // Blocks are numbered sequence by sequence; a block's index is found again by counting.
+  const auto blocks_of = [&](int64_t b) {
+    return (call.bounds[b + 1] - call.bounds[b] + tokens_a_block - 1) / tokens_a_block;
+  };
+  int64_t num_blocks = 0;
+  for (int64_t b = 0; b < call.num_sequences; ++b) num_blocks += blocks_of(b);
+  parallel(num_blocks * call.Hkv, [&](int64_t item) {
+    const int64_t head = item / num_blocks;
+    int64_t block = num_blocks - 1 - item % num_blocks, b = 0;  // long rows first
+    while (block >= blocks_of(b)) block -= blocks_of(b++);
+    const int64_t num_rows = call.bounds[b + 1] - call.bounds[b];
+    const int64_t num_before = call.lengths ? call.lengths[b] - num_rows : 0;
+    const int64_t begin = block * tokens_a_block;
+    const int64_t end = smaller(num_rows, begin + tokens_a_block);
+    AttentionTask<T> task{call, Keys{call, b, head, call.bounds[b]}};
+    task.first_token = call.bounds[b] + begin;
+    task.num_tokens = end - begin;
+    task.first_position = num_before + begin;
+    task.num_keys = call.is_causal ? num_before + end : num_rows;
+    task.group = group;
+    task.padded_D = round_up(call.D, Simd::kLanes);
+    task.run();
+  });
+}
+
+inline void attention(const AttentionCall& call) {
+  call.kv_type == kFloat32 ? attention_as<float>(call) : attention_as<uint16_t>(call);
+}
+
+}  // namespace
+}  // namespace visiongate

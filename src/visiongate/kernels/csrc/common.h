@@ -1,0 +1,114 @@
+// Small things that every kernel uses, over the `Simd` of the level that includes this.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#include "layout.h"
+#include "level.h"
+#include "pool.h"
+
+namespace visiongate {
+namespace {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// parallel_for over a lambda.
+template <class Body>
+void parallel(int64_t num_items, const Body& body) {
+  parallel_for(
+      num_items, [](void* context, int64_t item) { (*(const Body*)context)(item); },
+      (void*)&body);
+}
+
+// The same over runs of rows that are worth a thread's while: about `kRunElements` numbers each.
+template <class Body>
+void parallel_rows(int64_t num_rows, int64_t row_elements, const Body& body) {
+  constexpr int64_t kRunElements = 16384;
+  const int64_t rows_a_run = larger(1, kRunElements / larger(1, row_elements));
+  const int64_t num_runs = (num_rows + rows_a_run - 1) / rows_a_run;
+  parallel(num_runs, [&](int64_t run) {
+    const int64_t end = smaller(num_rows, (run + 1) * rows_a_run);
+    for (int64_t row = run * rows_a_run; row < end; ++row) body(row);
+  });
+}
+
+inline int64_t bytes_of(Type type) { return type == kFloat32 ? 4 : 2; }
+
+inline float widen(float x) { return x; }
+inline float widen(uint16_t x) {
+  const uint32_t bits = (uint32_t)x << 16;
+  float wide;
+  memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+// `count` numbers at p, then zeros.
+template <class T>
+Simd::Float load_part(const T* p, int64_t count) {
+  if (count >= Simd::kLanes) return Simd::load(p);
+  T whole[Simd::kLanes] = {};
+  memcpy(whole, p, count * sizeof(T));
+  return Simd::load(whole);
+}
+
+template <class T>
+void store_part(T* p, Simd::Float x, int64_t count) {
+  if (count >= Simd::kLanes) return Simd::store(p, x);
+  T whole[Simd::kLanes];
+  Simd::store(whole, x);
+  memcpy(p, whole, count * sizeof(T));
+}
+
+// Calls f with p as float or as bfloat16 numbers, as the type says.
+template <class F>
+void with_type(Type type, const void* p, const F& f) {
+  if (type == kFloat32)
+    f((const float*)p);
+  else
+    f((const uint16_t*)p);
+}
+template <class F>
+void with_type(Type type, void* p, const F& f) {
+  if (type == kFloat32)
+    f((float*)p);
+  else
+    f((uint16_t*)p);
+}
+
+template <class P>
+struct Pointed;
+template <class T>
+struct Pointed<const T*> {
+  using Type = T;
+};
+template <class T>
+struct Pointed<T*> {
+  using Type = T;
+};
+template <class P>
+using NumberAt = typename Pointed<P>::Type;  // float for const float*
+
+// 2 ** x to a relative error of 2e-7; 0 below -127, infinity above 128; exactly 1 at 0.
+inline Simd::Float exp2(Simd::Float x) {
+  x = Simd::max(x, Simd::set1(-127.0f));
+  x = Simd::min(x, Simd::set1(128.0f));
+  const Simd::Float n = Simd::round(x), f = Simd::sub(x, n);  // f in [-0.5, 0.5]
+  Simd::Float p = Simd::set1(1.5403530e-4f);  // ln(2) ** k / k!, k from 6 down to 0
+  p = Simd::fma(p, f, Simd::set1(1.3333558e-3f));
+  p = Simd::fma(p, f, Simd::set1(9.6181291e-3f));
+  p = Simd::fma(p, f, Simd::set1(5.5504109e-2f));
+  p = Simd::fma(p, f, Simd::set1(2.4022651e-1f));
+  p = Simd::fma(p, f, Simd::set1(6.9314718e-1f));
+  p = Simd::fma(p, f, Simd::set1(1.0f));
+  return Simd::scale_by_power(p, n);
+}
+
+// x / (1 + exp(-a)).
+inline Simd::Float sigmoid_times(Simd::Float x, Simd::Float a) {
+  const Simd::Float power = exp2(Simd::mul(a, Simd::set1(-1.44269504f)));
+  return Simd::div(x, Simd::add(Simd::set1(1.0f), power));
+}
+
+}  // namespace
+}  // namespace visiongate

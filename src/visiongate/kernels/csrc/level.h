@@ -1,0 +1,123 @@
+// What a level (one instruction set) offers to api.cpp: plain functions over plain structures.
+#pragma once
+#include <stdint.h>
+
+namespace visiongate {
+
+enum Type { kFloat32 = 0, kBfloat16 = 1 };
+
+// Arithmetic and storage of a linear layer; native.py names them too.
+enum Product {
+  kFloat32OverBfloat16 = 0,  // float32 products of float32 rows and bfloat16 weights
+  kFloat32OverFloat32 = 1,   // the same over float32 weights
+  kBfloat16OverBfloat16 = 2,             // bfloat16 products, float32 sums
+  kInt8OverInt8 = 3,                 // int8 products, int32 sums, float32 scales
+};
+
+struct PackCall {
+  const void* weight;  // (N, K)
+  Type type;
+  void* panels;
+  float* scale;           // int8: (padded N)
+  int32_t* compensation;  // int8: (groups, padded N)
+  int64_t N, K;
+};
+
+struct LinearCall {
+  Product product;
+  const void* x;  // (M, K), rows x_stride elements apart
+  Type x_type;
+  int64_t x_stride;
+  const void* panels;
+  const float* scale;
+  const int32_t* compensation;
+  const float* bias;  // (N) or null
+  void* y;            // (M, N), of x's type
+  int64_t M, N, K;
+};
+
+struct EmbeddingCall {
+  Product product;
+  const int64_t* ids;
+  const void* panels;
+  const float* scale;
+  void* rows;  // (T, K)
+  Type type;
+  int64_t T, N, K;
+};
+
+// Sequence b has the query rows [bounds[b], bounds[b + 1]). Without a block table its keys are the
+// same rows of k and v (pictures); with one they are the first lengths[b] positions of the cache.
+struct AttentionCall {
+  const void* q;  // (T, Hq, D), rows q_stride elements apart; out is like it, packed
+  Type q_type;
+  const void* k;  // (rows or slots, Hkv, D), kv_stride elements apart
+  const void* v;
+  Type kv_type;
+  void* out;
+  int64_t num_sequences, Hq, Hkv, D, q_stride, kv_stride;
+  const int32_t* bounds;
+  const int32_t* lengths;
+  const int32_t* block_table;  // (num_sequences, table_width)
+  int64_t table_width, block_size, num_slots;
+  bool is_causal;
+  float scale;
+};
+
+struct NormCall {
+  const void* x;         // (T, C)
+  const void* residual;  // (T, C) or null
+  const float* weight;
+  const float* bias;  // layer norm only
+  void* y;
+  void* total;  // x + residual, when there is a residual
+  Type type;
+  int64_t T, C;
+  float eps;
+};
+
+struct RopeCall {
+  const void* x;  // (T, H, D), rows x_stride elements apart
+  int64_t x_stride;
+  const float* weight;  // (D) or null for no normalisation
+  const float* cos;     // (T, D)
+  const float* sin;
+  void* y;  // (T, H, D)
+  Type type;
+  int64_t T, H, D;
+  float eps;
+};
+
+struct StoreCall {
+  const void* k;
+  int64_t k_stride;
+  const void* v;
+  int64_t v_stride;
+  Type type;
+  void* key_cache;
+  void* value_cache;
+  Type cache_type;
+  const int64_t* slots;
+  int64_t T, width;
+};
+
+struct Level {
+  const char* name;
+  void (*pack)(const PackCall&, Product);
+  void (*linear)(const LinearCall&);
+  void (*embedding)(const EmbeddingCall&);
+  void (*attention)(const AttentionCall&);
+  void (*rms_norm)(const NormCall&);
+  void (*layer_norm)(const NormCall&);
+  void (*silu_mul)(const void* gate_up, void* y, Type type, int64_t T, int64_t I);
+  void (*gelu_tanh)(const void* x, void* y, Type type, int64_t count);
+  void (*norm_rope)(const RopeCall&);
+  void (*store_kv)(const StoreCall&);
+};
+
+// Null when the library was built for a processor family without the level.
+const Level* avx512_level();
+const Level* avx2_level();
+const Level* scalar_level();
+
+}  // namespace visiongate

@@ -1,0 +1,28 @@
+// Every kernel at the level "scalar". Nothing here may be shared with another level: all of it has
+// internal linkage, since the same code is compiled for different processors.
+#include "level.h"
+
+#if 1
+#include "simd_portable.h"
+// simd first: the kernels are written over its `Simd`
+#include "attention.h"
+#include "linear.h"
+#include "packing.h"
+#include "small.h"
+
+namespace visiongate {
+
+const Level* scalar_level() {
+  static const Level level = {
+      "scalar", pack,     linear,   embedding, attention, rms_norm,
+      layer_norm, silu_mul, gelu_tanh, norm_rope, store_kv,
+  };
+  return &level;
+}
+
+}  // namespace visiongate
+#else
+namespace visiongate {
+const Level* scalar_level() { return nullptr; }
+}  // namespace visiongate
+#endif

@@ -1,0 +1,218 @@
+// Linear layers over panels: one driver for every number of rows and every product.
+//
+//   1. `prepare` writes the rows as the product wants them (float32, bfloat16, or quantised), in tiles
+//      of at most 6 rows whose words lie interleaved: step 0 of each row, step 1 of each row, ...
+//   2. Each item of work is one panel and a block of tiles. For many rows, K is walked in chunks that
+//      keep the panel in the cache; the sums wait in between, unrounded, so bits do not change.
+//   3. `finish` scales, adds the bias and rounds to the type of y.
+#pragma once
+#include "tile.h"
+
+namespace visiongate {
+namespace {
+
+constexpr int64_t kTilesPerBlock = 16;
+constexpr int64_t kChunkBytes = 64 << 10;  // of a panel
+
+struct Rows {
+  int64_t M, num_tiles;
+  explicit Rows(int64_t M) : M(M), num_tiles((M + kMaxRows - 1) / kMaxRows) {}
+  int64_t begin(int64_t tile) const { return M * tile / num_tiles; }  // tiles of nearly equal size
+};
+
+// Writes the words of one row into its place among the `num_rows` rows of a tile.
+template <class Word>
+void interleave(const void* row, void* tile, int64_t r, int64_t num_rows, int64_t num_words) {
+  const Word* from = (const Word*)row;
+  Word* to = (Word*)tile + r;
+  for (int64_t i = 0; i < num_words; ++i) to[i * num_rows] = from[i];
+}
+
+struct Prepared {
+  void* x;       // tiles, one after another
+  float* scale;  // int8: (groups, M) so that a tile's rows lie together
+};
+
+// Row converters: write K numbers and then zeros up to a whole step.
+template <class T>
+void convert_row(const T* x, float* row, int64_t K, int64_t padded_K) {
+  for (int64_t k = 0; k < K; k += Simd::kLanes)
+    store_part(row + k, load_part(x + k, K - k), K - k);
+  for (int64_t k = K; k < padded_K; ++k) row[k] = 0;
+}
+template <class T>
+void convert_row(const T* x, uint16_t* row, int64_t K, int64_t padded_K) {
+  for (int64_t k = 0; k < K; k += Simd::kLanes)
+    store_part(row + k, load_part(x + k, K - k), K - k);
+  for (int64_t k = K; k < padded_K; ++k) row[k] = 0;
+}
+
+// Quantises one group: whole numbers in [-127, 127] plus 128; returns the scale.
+template <class T>
+float quantize_group(const T* x, uint8_t* row, int64_t count) {
+  Simd::Float top = Simd::zero();
+  for (int64_t k = 0; k < count; k += Simd::kLanes)
+    top = Simd::max(top, Simd::abs(load_part(x + k, count - k)));
+  const float largest = Simd::largest(top) > 1e-30f ? Simd::largest(top) : 1e-30f;
+  const Simd::Float inverse = Simd::set1(127.0f / largest), offset = Simd::set1(128.0f);
+  for (int64_t k = 0; k < count; k += Simd::kLanes) {
+    uint8_t whole[Simd::kLanes];
+    const Simd::Float scaled = Simd::round(Simd::mul(load_part(x + k, count - k), inverse));
+    Simd::store_unsigned8(whole, Simd::add(scaled, offset));
+    memcpy(row + k, whole, smaller(Simd::kLanes, count - k));
+  }
+  return largest / 127.0f;
+}
+
+// `convert(x row, row index, buffer)` makes one row; words of Word are then interleaved.
+template <class Word, class Convert>
+void prepare_rows(const LinearCall& call, const Rows& rows, int64_t num_words, void* tiles,
+                  const Convert& convert) {
+  parallel_rows(rows.num_tiles, call.K * kMaxRows, [&](int64_t tile) {
+    const int64_t begin = rows.begin(tile), count = rows.begin(tile + 1) - begin;
+    Word* out = (Word*)tiles + begin * num_words;
+    for (int64_t r = 0; r < count; ++r) {
+      void* row = count == 1 ? (void*)out : scratch(kRow, num_words * sizeof(Word) + 64);
+      const int64_t offset = (begin + r) * call.x_stride;
+      with_type(call.x_type, call.x, [&](auto* x) { convert(x + offset, begin + r, row); });
+      if (count > 1) interleave<Word>(row, out, r, count, num_words);
+    }
+  });
+}
+
+template <class Product>
+Prepared prepare(const LinearCall& call, const Rows& rows) {
+  constexpr int64_t kUnit = Product::kUnit;
+  using X = typename Product::X;
+  const int64_t num_steps = (call.K + kUnit - 1) / kUnit, padded_K = num_steps * kUnit;
+  Prepared prepared{scratch(kActivations, call.M * padded_K * sizeof(X) + 64), nullptr};
+  struct Word {
+    X units[kUnit];
+  };
+  prepare_rows<Word>(call, rows, num_steps, prepared.x, [&](auto* x, int64_t, void* row) {
+    convert_row(x, (X*)row, call.K, padded_K);
+  });
+  return prepared;
+}
+
+template <>
+Prepared prepare<Int8Quads>(const LinearCall& call, const Rows& rows) {
+  const int64_t num_steps = (call.K + 3) / 4, num_groups = (call.K + kGroup - 1) / kGroup;
+  Prepared prepared{scratch(kActivations, call.M * num_steps * 4 + 64),
+                    (float*)scratch(kActivationScales, call.M * num_groups * sizeof(float))};
+  prepare_rows<uint32_t>(call, rows, num_steps, prepared.x, [&](auto* x, int64_t m, void* row) {
+    uint8_t* bytes = (uint8_t*)row;
+    for (int64_t g = 0; g < num_groups; ++g) {
+      const int64_t begin = g * kGroup, count = smaller(kGroup, call.K - begin);
+      prepared.scale[g * call.M + m] = quantize_group(x + begin, bytes + begin, count);
+    }
+    for (int64_t k = call.K; k < num_steps * 4; ++k) bytes[k] = 0;
+  });
+  return prepared;
+}
+
+// Adds steps [begin, end) of one panel to the sums (rows, 64) of one tile.
+template <class Product>
+struct PanelChunk {
+  const LinearCall& call;
+  const Prepared& prepared;
+  int64_t num_steps, panel;
+
+  void add(int64_t first_row, int64_t num_rows, int64_t begin, int64_t end, float* sums) const {
+    constexpr int64_t kUnit = Product::kUnit;
+    const auto* w = (const typename Product::W*)call.panels +
+                    (panel * num_steps + begin) * kPanel * kUnit;
+    const auto* x = (const typename Product::X*)prepared.x +
+                    (first_row * num_steps + begin * num_rows) * kUnit;
+    with_rows(num_rows, [&](auto count) {
+      constexpr int kRows = decltype(count)::value;
+      multiply_columns<Product, kRows>(x, kUnit, kRows * kUnit, w, kPanel * kUnit, sums, kPanel,
+                                       kPanel, end - begin);
+    });
+  }
+};
+
+template <>
+struct PanelChunk<Int8Quads> {
+  const LinearCall& call;
+  const Prepared& prepared;
+  int64_t num_steps, panel;
+
+  void add(int64_t first_row, int64_t num_rows, int64_t begin, int64_t end, float* sums) const {
+    constexpr int64_t kStepsPerGroup = kGroup / 4;
+    constexpr int kWide = Simd::kTileVectors * Simd::kLanes;
+    const int64_t padded_N = round_up(call.N, kPanel);
+    const uint8_t* tile = (const uint8_t*)prepared.x + first_row * num_steps * 4;
+    for (int64_t step = begin; step < end; step += kStepsPerGroup) {
+      const int64_t group = step / kStepsPerGroup;
+      const int64_t count = smaller(kStepsPerGroup, end - step);
+      const int8_t* w = (const int8_t*)call.panels + (panel * num_steps + step) * kPanel * 4;
+      const int32_t* start = call.compensation + group * padded_N + panel * kPanel;
+      const float* x_scale = prepared.scale + group * call.M + first_row;
+      with_rows(num_rows, [&](auto rows) {
+        constexpr int kRows = decltype(rows)::value;
+        for (int64_t column = 0; column < kPanel; column += kWide)
+          Int8Quads::multiply_group<kRows, Simd::kTileVectors>(
+              tile + step * kRows * 4, 4, kRows * 4, w + column * 4, kPanel * 4, start + column,
+              x_scale, 1, sums + column, kPanel, count);
+      });
+    }
+  }
+};
+
+// Writes the outputs of one panel for one row.
+template <class T>
+void finish_row(const LinearCall& call, const float* sums, int64_t panel, T* y) {
+  const int64_t begin = panel * kPanel, count = smaller(kPanel, call.N - begin);
+  for (int64_t n = 0; n < count; n += Simd::kLanes) {
+    Simd::Float sum = Simd::load(sums + n);
+    if (call.product == kInt8OverInt8) sum = Simd::mul(sum, Simd::load(call.scale + begin + n));
+    if (call.bias) sum = Simd::add(sum, load_part(call.bias + begin + n, count - n));
+    store_part(y + begin + n, sum, count - n);
+  }
+}
+
+template <class Product>
+void linear_as(const LinearCall& call) {
+  const Rows rows(call.M);
+  const Prepared prepared = prepare<Product>(call, rows);
+  const int64_t num_steps = (call.K + Product::kUnit - 1) / Product::kUnit;
+  const int64_t num_panels = round_up(call.N, kPanel) / kPanel;
+  const int64_t num_blocks = (rows.num_tiles + kTilesPerBlock - 1) / kTilesPerBlock;
+  const int64_t chunk = rows.num_tiles == 1 ? num_steps : kChunkBytes / (kPanel * 4);
+  parallel(num_panels * num_blocks, [&](int64_t item) {
+    const int64_t panel = item / num_blocks, block = item % num_blocks;
+    const int64_t first_tile = rows.num_tiles * block / num_blocks;
+    const int64_t end_tile = rows.num_tiles * (block + 1) / num_blocks;
+    const int64_t first_row = rows.begin(first_tile);
+    const int64_t num_rows = rows.begin(end_tile) - first_row;
+    float* sums = (float*)scratch(kSums, num_rows * kPanel * sizeof(float));
+    memset(sums, 0, num_rows * kPanel * sizeof(float));
+    const PanelChunk<Product> weights{call, prepared, num_steps, panel};
+    for (int64_t begin = 0; begin < num_steps; begin += chunk) {
+      const int64_t end = smaller(num_steps, begin + chunk);
+      for (int64_t tile = first_tile; tile < end_tile; ++tile) {
+        const int64_t row = rows.begin(tile);
+        weights.add(row, rows.begin(tile + 1) - row, begin, end,
+                    sums + (row - first_row) * kPanel);
+      }
+    }
+    with_type(call.x_type, call.y, [&](auto* y) {
+      for (int64_t r = 0; r < num_rows; ++r)
+        finish_row(call, sums + r * kPanel, panel, y + (first_row + r) * call.N);
+    });
+  });
+}
+
+inline void linear(const LinearCall& call) {
+  if (call.M == 0 || call.N == 0) return;
+  switch (call.product) {
+    case kFloat32OverBfloat16: return linear_as<ExactPairs>(call);
+    case kFloat32OverFloat32: return linear_as<Exact>(call);
+    case kBfloat16OverBfloat16: return linear_as<Bfloat16Pairs>(call);
+    case kInt8OverInt8: return linear_as<Int8Quads>(call);
+  }
+}
+
+}  // namespace
+}  // namespace visiongate

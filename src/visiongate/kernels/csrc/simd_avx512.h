@@ -1,0 +1,108 @@
+// Vectors of 16 floats: AVX-512 with BF16 and VNNI.
+#pragma once
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace visiongate {
+namespace {
+
+struct Simd {
+  using Float = __m512;
+  using Int = __m512i;
+  static constexpr int kLanes = 16;
+  static constexpr int kTileVectors = 4;  // vectors of sums a row of the widest register tile
+
+  static Float zero() { return _mm512_setzero_ps(); }
+  static Float set1(float x) { return _mm512_set1_ps(x); }
+  static Float load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Float x) { _mm512_storeu_ps(p, x); }
+  static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+  static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
+  static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+  static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+  static Float abs(Float a) { return _mm512_abs_ps(a); }
+  static float sum(Float a) { return _mm512_reduce_add_ps(a); }
+  static float largest(Float a) { return _mm512_reduce_max_ps(a); }
+
+  // The first `count` lanes of a, the others of b.
+  static Float first_lanes(int count, Float a, Float b) {
+    return _mm512_mask_blend_ps((__mmask16)((1u << count) - 1), b, a);
+  }
+
+  // 2 ** (n + f) from the value p of 2 ** f: n is a whole number in [-126, 128].
+  static Float scale_by_power(Float p, Float n) { return _mm512_scalef_ps(p, n); }
+  static Float round(Float a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
+
+  static Float load(const uint16_t* p) {  // bfloat16
+    const __m256i halves = _mm256_loadu_si256((const __m256i*)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+  static void store(uint16_t* p, Float x) {
+    _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x));
+  }
+
+  // Of 16 pairs of bfloat16, the first or the second of each as float32.
+  static Float first_of_pairs(const uint16_t* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+  }
+  static Float second_of_pairs(const uint16_t* p) {
+    const __m512i mask = _mm512_set1_epi32((int)0xffff0000u);
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), mask));
+  }
+
+  // sums + first * first + second * second, over 16 pairs of bfloat16 and one pair x for all.
+  using Pairs = __m512bh;
+  static Pairs load_pairs(const uint16_t* p) { return (Pairs)_mm512_loadu_si512(p); }
+  static Float add_pairs(Float sums, Pairs pairs, uint32_t x) {
+    return _mm512_dpbf16_ps(sums, pairs, (Pairs)_mm512_set1_epi32((int)x));
+  }
+
+  // The same over 16 quads of int8 and one quad x of unsigned 8-bit numbers.
+  static Int load_int(const void* p) { return _mm512_loadu_si512(p); }
+  static Int add_quads(Int sums, Int quads, uint32_t x) {
+    return _mm512_dpbusd_epi32(sums, _mm512_set1_epi32((int)x), quads);
+  }
+  static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
+
+  // Writes 16 whole numbers in [1, 255].
+  static void store_unsigned8(uint8_t* p, Float whole) {
+    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole)));
+  }
+
+  // 16 rows of 16 words become 16 columns: word j of row i goes to columns[j * stride + i].
+  static void transpose(const uint32_t* const rows[kLanes], uint32_t* columns, int64_t stride) {
+    __m512i a[16], b[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(rows[i]);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+      b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+      a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+      a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+      a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+      a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    // a[4 * g + c] now holds, for rows 4g to 4g + 3, columns c, 4 + c, 8 + c and 12 + c.
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const __m512i low01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
+      const __m512i high01 = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+      const __m512i low23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+      const __m512i high23 = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+      _mm512_storeu_si512(columns + c * stride, _mm512_shuffle_i32x4(low01, low23, 0x88));
+      _mm512_storeu_si512(columns + (4 + c) * stride, _mm512_shuffle_i32x4(high01, high23, 0x88));
+      _mm512_storeu_si512(columns + (8 + c) * stride, _mm512_shuffle_i32x4(low01, low23, 0xdd));
+      _mm512_storeu_si512(columns + (12 + c) * stride, _mm512_shuffle_i32x4(high01, high23, 0xdd));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace visiongate

@@ -1,0 +1,174 @@
+// Norms, activations, rotation and the cache's writes: one pass over memory each.
+#pragma once
+#include "common.h"
+
+namespace visiongate {
+namespace {
+
+// Sum over a row of f(c, count), a vector of numbers made from elements c to c + count.
+template <class F>
+float sum_row(int64_t C, const F& f) {
+  Simd::Float sum = Simd::zero();
+  for (int64_t c = 0; c < C; c += Simd::kLanes) {
+    const Simd::Float part = f(c, smaller(Simd::kLanes, C - c));
+    sum = Simd::add(sum, Simd::first_lanes((int)smaller(Simd::kLanes, C - c), part, Simd::zero()));
+  }
+  return Simd::sum(sum);
+}
+
+inline float inverse_root(float x) { return 1.0f / __builtin_sqrtf(x); }
+
+template <class T>
+void rms_norm_row(const NormCall& call, int64_t t) {
+  const T* x = (const T*)call.x + t * call.C;
+  T* y = (T*)call.y + t * call.C;
+  if (call.residual) {
+    const T* residual = (const T*)call.residual + t * call.C;
+    T* total = (T*)call.total + t * call.C;
+    for (int64_t c = 0; c < call.C; c += Simd::kLanes) {
+      const int64_t n = call.C - c;
+      store_part(total + c, Simd::add(load_part(x + c, n), load_part(residual + c, n)), n);
+    }
+    x = total;
+  }
+  const float square = sum_row(call.C, [&](int64_t c, int64_t n) {
+    const Simd::Float part = load_part(x + c, n);
+    return Simd::mul(part, part);
+  });
+  const Simd::Float scale = Simd::set1(inverse_root(square / (float)call.C + call.eps));
+  for (int64_t c = 0; c < call.C; c += Simd::kLanes) {
+    const int64_t n = call.C - c;
+    const Simd::Float part = Simd::mul(load_part(x + c, n), scale);
+    store_part(y + c, Simd::mul(part, load_part(call.weight + c, n)), n);
+  }
+}
+
+template <class T>
+void layer_norm_row(const NormCall& call, int64_t t) {
+  const T* x = (const T*)call.x + t * call.C;
+  T* y = (T*)call.y + t * call.C;
+  const float sum = sum_row(call.C, [&](int64_t c, int64_t n) { return load_part(x + c, n); });
+  const Simd::Float mean = Simd::set1(sum / (float)call.C);
+  const float square = sum_row(call.C, [&](int64_t c, int64_t n) {
+    const Simd::Float part = Simd::sub(load_part(x + c, n), mean);
+    return Simd::mul(part, part);
+  });
+  const Simd::Float scale = Simd::set1(inverse_root(square / (float)call.C + call.eps));
+  for (int64_t c = 0; c < call.C; c += Simd::kLanes) {
+    const int64_t n = call.C - c;
+    const Simd::Float part = Simd::mul(Simd::sub(load_part(x + c, n), mean), scale);
+    const Simd::Float weight = load_part(call.weight + c, n), bias = load_part(call.bias + c, n);
+    store_part(y + c, Simd::fma(part, weight, bias), n);
+  }
+}
+
+inline void rms_norm(const NormCall& call) {
+  parallel_rows(call.T, call.C, [&](int64_t t) {
+    call.type == kFloat32 ? rms_norm_row<float>(call, t) : rms_norm_row<uint16_t>(call, t);
+  });
+}
+
+inline void layer_norm(const NormCall& call) {
+  parallel_rows(call.T, call.C, [&](int64_t t) {
+    call.type == kFloat32 ? layer_norm_row<float>(call, t) : layer_norm_row<uint16_t>(call, t);
+  });
+}
+
+inline void silu_mul(const void* gate_up, void* y, Type type, int64_t T, int64_t I) {
+  parallel_rows(T, 2 * I, [&](int64_t t) {
+    with_type(type, gate_up, [&](auto* from) {
+      using Number = NumberAt<decltype(from)>;
+      const Number* gate = from + t * 2 * I;
+      const Number* up = gate + I;
+      Number* to = (Number*)y + t * I;
+      for (int64_t i = 0; i < I; i += Simd::kLanes) {
+        const Simd::Float g = load_part(gate + i, I - i);
+        store_part(to + i, Simd::mul(sigmoid_times(g, g), load_part(up + i, I - i)), I - i);
+      }
+    });
+  });
+}
+
+// x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)), which is GELU's tanh form.
+inline Simd::Float gelu_of(Simd::Float x) {
+  const Simd::Float square = Simd::mul(x, x);
+  const Simd::Float inner = Simd::fma(square, Simd::set1(0.0713548163f), Simd::set1(1.59576912f));
+  return sigmoid_times(x, Simd::mul(x, inner));
+}
+
+inline void gelu_tanh(const void* x, void* y, Type type, int64_t count) {
+  constexpr int64_t kRun = 4096;
+  parallel_rows((count + kRun - 1) / kRun, kRun, [&](int64_t run) {
+    const int64_t begin = run * kRun, end = smaller(count, begin + kRun);
+    with_type(type, x, [&](auto* from) {
+      using Number = NumberAt<decltype(from)>;
+      Number* to = (Number*)y;
+      for (int64_t i = begin; i < end; i += Simd::kLanes)
+        store_part(to + i, gelu_of(load_part(from + i, end - i)), end - i);
+    });
+  });
+}
+
+// One head of one token: y = x_normalised * cos + (-second half, first half) * sin.
+template <class T>
+void norm_rope_head(const RopeCall& call, const T* x, const float* cos, const float* sin, T* y) {
+  const int64_t D = call.D, half = D / 2;
+  float scale = 1.0f;
+  if (call.weight) {
+    const float square = sum_row(D, [&](int64_t d, int64_t n) {
+      const Simd::Float part = load_part(x + d, n);
+      return Simd::mul(part, part);
+    });
+    scale = inverse_root(square / (float)D + call.eps);
+  }
+  const auto normalised = [&](int64_t d, int64_t n) {
+    const Simd::Float part = load_part(x + d, n);
+    if (!call.weight) return part;
+    return Simd::mul(Simd::mul(part, Simd::set1(scale)), load_part(call.weight + d, n));
+  };
+  for (int64_t d = 0; d < half; d += Simd::kLanes) {
+    const int64_t n = half - d;
+    const Simd::Float first = normalised(d, n), second = normalised(half + d, n);
+    const Simd::Float first_sin = Simd::mul(second, load_part(sin + d, n));
+    const Simd::Float second_sin = Simd::mul(first, load_part(sin + half + d, n));
+    const Simd::Float first_cos = Simd::mul(first, load_part(cos + d, n));
+    const Simd::Float second_cos = Simd::mul(second, load_part(cos + half + d, n));
+    store_part(y + d, Simd::sub(first_cos, first_sin), n);
+    store_part(y + half + d, Simd::add(second_cos, second_sin), n);
+  }
+}
+
+inline void norm_rope(const RopeCall& call) {
+  parallel_rows(call.T, call.H * call.D, [&](int64_t t) {
+    with_type(call.type, call.x, [&](auto* x) {
+      using Number = NumberAt<decltype(x)>;
+      const int64_t D = call.D;
+      for (int64_t h = 0; h < call.H; ++h)
+        norm_rope_head<Number>(call, x + t * call.x_stride + h * D, call.cos + t * D,
+                               call.sin + t * D, (Number*)call.y + (t * call.H + h) * D);
+    });
+  });
+}
+
+template <class From, class To>
+void copy_row(const From* from, To* to, int64_t count) {
+  for (int64_t i = 0; i < count; i += Simd::kLanes)
+    store_part(to + i, load_part(from + i, count - i), count - i);
+}
+
+inline void store_kv(const StoreCall& call) {
+  parallel_rows(call.T, 2 * call.width, [&](int64_t t) {
+    const int64_t to = call.slots[t] * call.width;
+    with_type(call.type, call.k, [&](auto* k) {
+      with_type(call.cache_type, call.key_cache,
+                [&](auto* cache) { copy_row(k + t * call.k_stride, cache + to, call.width); });
+    });
+    with_type(call.type, call.v, [&](auto* v) {
+      with_type(call.cache_type, call.value_cache,
+                [&](auto* cache) { copy_row(v + t * call.v_stride, cache + to, call.width); });
+    });
+  });
+}
+
+}  // namespace
+}  // namespace visiongate
