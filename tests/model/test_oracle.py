@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ class Pair:
     path: Path
 
 
-SHAPES = {
+SHAPES: dict[str, Any] = {
     "tied": dict(
         vision=dict(depth=4, hidden_size=64, intermediate_size=96, num_heads=4, taps=[0, 2]),
         text=dict(hidden_size=48, intermediate_size=80, heads=4, kv=2, head_dim=16, layers=3),
@@ -145,7 +146,8 @@ def reference_positions(pair: Pair, ids: list[int], grids: list[tuple[int, int]]
     positions, _ = pair.theirs.model.get_rope_index(
         tokens, mm_token_type_ids=(tokens == IMAGE_PAD).int(), image_grid_thw=thw
     )
-    return positions[:, 0]
+    first: Tensor = positions[:, 0]
+    return first
 
 
 def run_ours(

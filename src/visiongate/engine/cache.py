@@ -23,8 +23,8 @@ BlockHash = bytes
 class BlockPool:
     """Hands out cache blocks, shares those that hold the same prefix, and forgets the oldest.
 
-    A block is held (some sequence uses it) or free. A free block keeps its content and name until it
-    is handed out again, least recently used first.
+    A block is held (some sequence uses it) or free. A free block keeps its content and name until
+    it is handed out again, least recently used first.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:

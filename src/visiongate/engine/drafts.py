@@ -1,7 +1,7 @@
 """Guesses for the next tokens: what followed the last time the same words stood in the text.
 
 Answers that read a picture repeat themselves and the question (keys of JSON, columns, units). A
-guess costs one more row in a step that is bound by reading the weights, and a right one saves a step.
+guess costs one more row in a step that is bound by reading the weights; a right one saves a step.
 """
 
 from __future__ import annotations

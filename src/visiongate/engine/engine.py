@@ -248,7 +248,7 @@ class Engine:
         return []
 
     def _prefill_budget(self) -> int:
-        """Prompt tokens of the next step: a slice's worth while others stream, else about a second's."""
+        """Prompt tokens of the next step: a slice's worth while others stream, else a second's."""
         rate = self._seconds_per_prefill_token
         if not rate:
             return 64 if self.scheduler.num_streaming else 256

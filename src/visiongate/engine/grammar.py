@@ -1,4 +1,4 @@
-"""Answers that must follow a JSON schema, a regular expression or a grammar, on top of llguidance."""
+"""Answers that must follow a JSON schema, an expression or a grammar, on top of llguidance."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def validate_grammar(grammar: Grammar) -> None:
 def _source(grammar: Grammar) -> str:
     match grammar.kind:
         case "json_object":
-            return str(llguidance.LLMatcher.grammar_from_json_schema('{"type": "object"}'))
+            return _from_schema('{"type": "object"}')
         case "json_schema":
             try:
                 json.loads(grammar.text)
@@ -105,11 +105,17 @@ def _source(grammar: Grammar) -> str:
                 raise InvalidParameter(
                     "json_schema.schema is not valid JSON", param="response_format"
                 ) from None
-            return str(llguidance.LLMatcher.grammar_from_json_schema(grammar.text))
+            return _from_schema(grammar.text)
         case "regex":
             return str(llguidance.LLMatcher.grammar_from_regex(grammar.text))
         case "lark":
             return str(llguidance.LLMatcher.grammar_from_lark(grammar.text))
+
+
+def _from_schema(schema: str) -> str:
+    """JSON on one line: with free white space a model can stay in it for ever."""
+    layout = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return str(llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=layout))
 
 
 def _first_line(text: str) -> str:

@@ -15,8 +15,8 @@ class RepetitionGuard:
 
         A B C  D E F  D E F  D E F  D E F        period 3
                `---- first unit stays ---'
-    From SUSPECT_TOKENS of repetition on, the repeats are not shown yet; when the loop ends they are;
-    when it reaches STOP_TOKENS (and MIN_REPEATS units) it is a loop, and they are cut.
+    From SUSPECT_TOKENS of repetition on, the repeats are not shown yet; when the loop ends they
+    are; when it reaches STOP_TOKENS (and MIN_REPEATS units) it is a loop, and they are cut.
     """
 
     def __init__(self) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +23,8 @@ import PIL.ImageOps
 from visiongate.engine.types import Image
 from visiongate.errors import InvalidImage, TooLarge
 
-PIL.Image.MAX_IMAGE_PIXELS = None  # `open_header` checks the size itself, with our own words
+PIL.Image.MAX_IMAGE_PIXELS = None  # `_open` checks the size itself, with our own words
+warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged metadata is not the operator's worry
 
 FACTOR = 32
 """Sides are multiples of this: patches of 16 pixels, merged two by two."""
@@ -231,7 +233,7 @@ def _open(
             f"this server accepts up to {limits.max_source_pixels / 1e6:g}"
         )
     orientation = _orientation(source)
-    if orientation >= 5:  # a quarter turn
+    if orientation >= 5 and not _turns_itself(source):  # a quarter turn
         width, height = height, width
     low, high = _area(limits, detail, min_pixels, max_pixels)
     new_height, new_width = smart_resize(height, width, min_pixels=low, max_pixels=high)
@@ -271,13 +273,18 @@ def _orientation(source: PIL.Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
+def _turns_itself(source: PIL.Image.Image) -> bool:
+    """Whether Pillow makes this type upright while it decodes (TIFF, since Pillow 11)."""
+    return source.format == "TIFF"
+
+
 def _read_pixels(source: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
     """The first frame, upright, RGB."""
 
     def read() -> PIL.Image.Image:
         source.load()
         rgb = _to_rgb(source)
-        turn = _TURNS.get(orientation)
+        turn = None if _turns_itself(source) else _TURNS.get(orientation)
         return rgb if turn is None else rgb.transpose(turn)
 
     return _guarded(read)
@@ -332,7 +339,7 @@ def _warnings(width: int, height: int, new_width: int, new_height: int) -> tuple
     if scale < 0.6:
         found.append(
             f"scaled to {scale:.0%} of its size: text under {round(11 / scale)} pixels high is "
-            "probably lost; ask for more with max_pixels or detail=high, or cut out the part you need"
+            "probably lost; ask for more with max_pixels or detail=high, or cut out your part"
         )
     ratio = max(width, height) / min(width, height)
     if ratio > 6:

@@ -1,4 +1,4 @@
-"""Messages to a `Prompt`: the checkpoint's chat template, picture pads, three-dimensional positions."""
+"""Messages to a `Prompt`: the checkpoint's chat template, picture pads, 3-D positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns a step's chunks into one packed forward pass, and pictures into features, slice by slice."""
+"""Turns a step's chunks into one packed forward pass, and pictures into features in slices."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class ModelRunner:
         """The packed batch, and how many rows of logits each chunk gets."""
         size = self.pool.block_size
         tokens: list[int] = []
-        positions, slots, logits_rows, counts = [], [], [], []
+        positions, slots, counts = [], [], []
+        logits_rows: list[int] = []
         visual_rows: list[Tensor] = []
         features: list[VisionFeatures] = []
         widest = max(len(chunk.sequence.block_table) for chunk in chunks)
@@ -78,11 +79,11 @@ class ModelRunner:
         )
         return batch, counts
 
-    def _tensor(self, array: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
 
-def _positions(sequence: Sequence, start: int, stop: int) -> np.ndarray:  # type: ignore[type-arg]
+def _positions(sequence: Sequence, start: int, stop: int) -> np.ndarray:
     """Positions (3, n) of tokens [start, stop): the prompt's own, then counted on."""
     prompt = sequence.request.prompt
     known = prompt.positions[:, start : min(stop, sequence.num_prompt_tokens)]

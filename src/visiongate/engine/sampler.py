@@ -17,7 +17,7 @@ from visiongate.engine.types import SamplingParams, TokenLogprob
 
 
 class Sampler:
-    """Draws the tokens of one answer; one random number for each token, so a seed repeats it exactly."""
+    """Draws one answer's tokens; one random number for each, so a seed repeats it exactly."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Sampler:
         p = self.params
         answer = torch.tensor(list(self._counts), dtype=torch.long)
         if p.repetition_penalty != 1:
-            seen = torch.cat((self._prompt, answer)).unique()
+            seen = torch.unique(torch.cat((self._prompt, answer)))
             values = logits[seen]
             logits[seen] = torch.where(
                 values > 0, values / p.repetition_penalty, values * p.repetition_penalty

@@ -15,7 +15,7 @@ from visiongate.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """Tokens of one sequence to compute in one step: `num_tokens` from `start` on, drafts included."""
+    """Tokens of one sequence for one step: `num_tokens` from `start` on, drafts included."""
 
     sequence: Sequence
     start: int
@@ -138,7 +138,7 @@ class Scheduler:
     def _reserve(
         self, sequence: Sequence, num_tokens: int | None = None, *, drafts: bool = False
     ) -> bool:
-        """Gives the sequence blocks for its first `num_tokens` tokens (default: all); False if short."""
+        """Gives blocks for the first `num_tokens` tokens (default: all); False if short."""
         if num_tokens is None:
             num_tokens = len(sequence.token_ids) + (len(sequence.draft) if drafts else 0)
         missing = -(-num_tokens // self.pool.block_size) - len(sequence.block_table)
@@ -151,7 +151,7 @@ class Scheduler:
         return True
 
     def _reserve_or_preempt(self, sequence: Sequence) -> bool:
-        """Like `_reserve`, taking blocks from the youngest; False when that is the sequence itself."""
+        """`_reserve`, taking blocks from the youngest; False when that is the sequence itself."""
         while not self._reserve(sequence):
             victim = self.running[-1]
             self._preempt(victim)

@@ -1,7 +1,7 @@
 """The words of the engine: what a request is, and what comes back.
 
-Everything here crosses the border between the gateway's process and the worker's, so it is plain data
-(numpy arrays, no tensors) and can be pickled.
+Everything here crosses the border between the gateway's process and the worker's, so it is plain
+data (numpy arrays, no tensors) and can be pickled.
 
     picture bytes --image.decode--> Image --+
     messages --------------------------------+--prompt.PromptBuilder--> Prompt --+
@@ -120,7 +120,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageSpan:
-    """Where an image's visual tokens stand in a prompt: tokens [start, start + image.num_tokens)."""
+    """Where an image's visual tokens stand in a prompt: tokens [start, end)."""
 
     start: int
     image: Image

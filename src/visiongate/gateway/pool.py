@@ -1,4 +1,4 @@
-"""The backend over local worker processes: least loaded first, restarted when they die or get stuck."""
+"""The backend over local worker processes: least loaded first, restarted when dead or stuck."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def attend_reference(
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """Attention of the last rows of one sequence: q (Tq, H, D) over k, v (Tk, key-value heads, D)."""
+    """Attention of a sequence's last rows: q (Tq, H, D) over k, v (Tk, key-value heads, D)."""
     num_queries, num_keys = q.shape[0], k.shape[0]
     mask = None
     if num_queries > 1:
@@ -91,6 +91,6 @@ def attend_within(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> 
     for length in lengths:
         rows = slice(start, start + length)
         start += length
-        heads = [x[rows].transpose(0, 1)[None] for x in (q, k, v)]
-        out[rows] = F.scaled_dot_product_attention(*heads)[0].transpose(0, 1)
+        query, key, value = (x[rows].transpose(0, 1)[None] for x in (q, k, v))
+        out[rows] = F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1)
     return out

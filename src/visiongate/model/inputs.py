@@ -1,4 +1,4 @@
-"""What crosses into `Qwen3VL.forward`: a packed batch, picture features, and the cache of keys and values.
+"""What crosses into `Qwen3VL.forward`: a packed batch, picture features, cached keys and values.
 
 Dimensions: T tokens of all sequences, B sequences, V visual rows, C hidden size, S cache slots.
 """

@@ -5,13 +5,28 @@ Dimensions: T rows, C channels, H heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visiongate import kernels
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Stack(nn.ModuleList, Generic[M]):
+    """A module list that knows what it holds."""
+
+    def at(self, index: int) -> M:
+        """The module at a place."""
+        return cast("M", self[index])
+
+    def each(self) -> Iterator[M]:
+        """All modules in order."""
+        return cast("Iterator[M]", iter(self))
 
 
 class Linear(nn.Module):
@@ -37,7 +52,7 @@ class Linear(nn.Module):
 
 
 def pack_together(linears: Sequence[Linear], precision: kernels.Precision) -> kernels.PackedLinear:
-    """One packed map whose output is the outputs of several, side by side; frees their parameters."""
+    """One packed map that gives the outputs of several side by side; frees their parameters."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     biases = [_detached(linear.bias) for linear in linears]
     bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
@@ -62,19 +77,11 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
-class LayerNorm(nn.LayerNorm):
-    """Layer norm that stays float32 inside whatever comes in."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises the last dimension."""
-        return super().forward(x)
-
-
 class MRotaryEmbedding(nn.Module):
     """Angles of the decoder's rotary embedding over three positions, interleaved.
 
-    Frequency i follows height when i % 3 == 1 and width when i % 3 == 2, as long as i is below three
-    times that axis' section; every other frequency follows time.
+    Frequency i follows height when i % 3 == 1 and width when i % 3 == 2, as long as i is below
+    three times that axis' section; every other frequency follows time.
     Source: Qwen3-VL (transformers, models/qwen3_vl).
     """
 

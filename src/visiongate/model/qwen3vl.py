@@ -75,7 +75,7 @@ class Qwen3VL(nn.Module):
 
         The embedding stays as it lies in the checkpoint: only the rows of used tokens are read.
         """
-        for block in self.model.visual.blocks:
+        for block in self.model.visual.blocks.each():
             for linear in (
                 block.attn.qkv,
                 block.attn.proj,
@@ -83,10 +83,10 @@ class Qwen3VL(nn.Module):
                 block.mlp.linear_fc2,
             ):
                 linear.pack(precision)
-        for merger in (self.model.visual.merger, *self.model.visual.deepstack_merger_list):
+        for merger in (self.visual.merger, *self.visual.deepstack_merger_list.each()):
             merger.linear_fc1.pack(precision)
             merger.linear_fc2.pack(precision)
-        for layer in self.model.language_model.layers:
+        for layer in self.model.language_model.layers.each():
             layer.self_attn.pack(precision)
             layer.mlp.pack(precision)
         if self.config.tie_word_embeddings:

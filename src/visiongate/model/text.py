@@ -5,6 +5,7 @@ Dimensions: T tokens, C hidden size, H heads, D head size.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from visiongate import kernels
 from visiongate.model.attention import attend
 from visiongate.model.config import TextConfig
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
-from visiongate.model.layers import Linear, MRotaryEmbedding, RMSNorm, pack_together, rotate
+from visiongate.model.layers import Linear, MRotaryEmbedding, RMSNorm, Stack, pack_together, rotate
 
 
 class TextAttention(nn.Module):
@@ -48,10 +49,10 @@ class TextAttention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, H, D), keys and values (T, key-value heads, D), before norm and rotation."""
         if self.packed_qkv is None:
-            parts = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
+            parts: tuple[Tensor, ...] = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         else:
             query, key = self.sizes
-            parts = kernels.linear(x, self.packed_qkv).split((query, key, key), dim=-1)
+            parts = torch.split(kernels.linear(x, self.packed_qkv), [query, key, key], dim=-1)
         q, k, v = (part.reshape(x.shape[0], -1, self.head_dim) for part in parts)
         return q, k, v
 
@@ -108,7 +109,7 @@ class TextModel(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
+        self.layers: Stack[DecoderLayer] = Stack(
             DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from visiongate.model.attention import attend_within
 from visiongate.model.config import VisionConfig
 from visiongate.model.inputs import VisionFeatures
-from visiongate.model.layers import LayerNorm, Linear, rotate
+from visiongate.model.layers import Linear, Stack, rotate
 
 Grid = tuple[int, int]
 """Patches down and across."""
 
 
 class PatchEmbed(nn.Module):
-    """Patches to channels. The checkpoint has a convolution over two frames; a still picture shows the
-    same frame twice, so the two halves of the kernel are added once and the map is one matrix product.
+    """Patches to channels.
+
+    The checkpoint has a convolution over two frames; a still picture shows the same frame twice, so
+    the two halves of the kernel are added once and the map is one matrix product.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -79,8 +81,8 @@ class VisionBlock(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(config.hidden_size, eps=1e-6)
-        self.norm2 = LayerNorm(config.hidden_size, eps=1e-6)
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=1e-6)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=1e-6)
         self.attn = VisionAttention(config)
         self.mlp = VisionMLP(config)
 
@@ -108,7 +110,7 @@ class PatchMerger(nn.Module):
         self.joined_size = config.hidden_size * config.spatial_merge_size**2
         self.norm_after_join = norm_after_join
         norm_size = self.joined_size if norm_after_join else config.hidden_size
-        self.norm = LayerNorm(norm_size, eps=1e-6)
+        self.norm = nn.LayerNorm(norm_size, eps=1e-6)
         self.linear_fc1 = Linear(self.joined_size, self.joined_size)
         self.linear_fc2 = Linear(self.joined_size, config.out_hidden_size)
 
@@ -149,9 +151,9 @@ class VisionTower(nn.Module):
         self.config = config
         self.patch_embed = PatchEmbed(config)
         self.pos_embed = nn.Embedding(config.num_position_embeddings, config.hidden_size)
-        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.blocks: Stack[VisionBlock] = Stack(VisionBlock(config) for _ in range(config.depth))
         self.merger = PatchMerger(config, norm_after_join=False)
-        self.deepstack_merger_list = nn.ModuleList(
+        self.deepstack_merger_list: Stack[PatchMerger] = Stack(
             PatchMerger(config, norm_after_join=True) for _ in config.deepstack_visual_indexes
         )
         self._tables: dict[Grid, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
@@ -181,7 +183,7 @@ class VisionTower(nn.Module):
         last = min(encoding.num_done + num_stages, self.num_stages)
         for stage in range(encoding.num_done, last):
             index, is_second_half = divmod(stage, 2)
-            block = self.blocks[index]
+            block = self.blocks.at(index)
             if not is_second_half:
                 encoding.hidden = block.mix(
                     encoding.hidden, encoding.cos, encoding.sin, encoding.lengths
@@ -189,7 +191,7 @@ class VisionTower(nn.Module):
             else:
                 encoding.hidden = block.transform(encoding.hidden)
                 if index in self.config.deepstack_visual_indexes:
-                    merger = self.deepstack_merger_list[len(encoding.taps)]
+                    merger = self.deepstack_merger_list.at(len(encoding.taps))
                     encoding.taps.append(merger(encoding.hidden))
             encoding.num_done = stage + 1
 
@@ -198,16 +200,16 @@ class VisionTower(nn.Module):
         assert encoding.num_done == self.num_stages
         merged = self.merger(encoding.hidden)
         rows = [length // self.config.spatial_merge_size**2 for length in encoding.lengths]
-        per_tap = [tap.split(rows) for tap in encoding.taps]
+        per_tap = [torch.split(tap, rows) for tap in encoding.taps]
         return [
             VisionFeatures(embeddings, tuple(tap[index] for tap in per_tap))
-            for index, embeddings in enumerate(merged.split(rows))
+            for index, embeddings in enumerate(torch.split(merged, rows))
         ]
 
     def _position_tables(
         self, grid: Grid, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For one grid, in merge order: table rows (N, 4), their weights, rotary cos and sin (N, D)."""
+        """`position_tables` of a grid, computed once."""
         if grid not in self._tables:
             if len(self._tables) >= 64:
                 self._tables.clear()
@@ -267,7 +269,10 @@ def _merge_order(table: Tensor, merge: int) -> Tensor:
 
 
 def to_patches(pixels: Tensor, config: VisionConfig) -> Tensor:
-    """Normalised patches in merge order: uint8 (height, width, 3) to float32 (N, 3 * patch * patch)."""
+    """Normalised patches in merge order.
+
+    uint8 (height, width, 3) to float32 (N, 3 * patch * patch).
+    """
     patch, merge = config.patch_size, config.spatial_merge_size
     height, width, channels = pixels.shape
     mean = torch.tensor(config.image_mean, device=pixels.device) * 255

@@ -46,7 +46,7 @@ def load_model(
 
 
 def assign_weights(model: nn.Module, path: str | Path, device: torch.device | str = "cpu") -> None:
-    """Puts the checkpoint's tensors into the module, strictly: every name once, every shape equal."""
+    """Puts the checkpoint's tensors into the module: every name once, every shape equal."""
     folder = Path(path)
     expected = dict(model.state_dict())
     tensors: dict[str, Tensor] = {}
@@ -128,7 +128,7 @@ def num_parameters(folder: Path) -> int:
 
 
 def widen_small_parameters(model: Qwen3VL) -> None:
-    """Makes float32 of every parameter that is left, the embedding excepted once the head is packed.
+    """Makes float32 of every parameter left, the embedding excepted once the head is packed.
 
     Norms and biases are a thousandth of the weights; without native kernels it is all of them.
     """
