@@ -21,11 +21,14 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from visiongate.gateway.problems import problem_of
+
+if TYPE_CHECKING:
+    from visiongate.gateway.answer import Answer
 
 SLOW_LOADING_SECONDS: Final = 60.0
 _CLIENT_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -41,6 +44,7 @@ class Note:
         route: the path as the route table writes it, for metrics.
         parameters: sampling and limits, never content.
         image_names, image_digests: one for each picture.
+        answers: what was generated for it, for the metrics.
     """
 
     request_id: str
@@ -58,6 +62,7 @@ class Note:
     started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
     outcome: str = ""
+    answers: list[Answer] = field(default_factory=list)
 
 
 def note_of(scope: Scope) -> Note:

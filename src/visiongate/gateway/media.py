@@ -12,13 +12,16 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from email.message import Message as HeaderParser
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartCallbacks, MultipartParser
+from python_multipart.multipart import MultipartParser
 
 from visiongate.errors import InvalidImage, InvalidParameter, InvalidRequest, TooLarge
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 MAX_TEXT_BYTES: Final = 1024 * 1024
 """One text part of a multipart body."""
