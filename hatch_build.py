@@ -62,6 +62,7 @@ class NativeAndWebHook(BuildHookInterface[Any]):
         if self.target_name != "wheel":
             return
         if build_native_or_warn():
+            build_data["artifacts"].append(LIBRARY.relative_to(ROOT).as_posix())
             build_data["pure_python"] = False
             build_data["tag"] = (
                 f"py3-none-{wheel_platform()}"  # loaded by ctypes: any Python will do
