@@ -13,11 +13,7 @@ from torch import Tensor
 
 from visiongate import kernels
 from visiongate.model.inputs import ForwardBatch
-
-
-def has_kernels(x: Tensor) -> bool:
-    """Whether the native kernels can compute on this tensor; they keep no gradients."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and kernels.backend() != "torch"
+from visiongate.model.layers import has_kernels
 
 
 def attend(

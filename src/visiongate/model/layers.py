@@ -14,6 +14,12 @@ from torch import Tensor, nn
 
 from visiongate import kernels
 
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether the native kernels can compute on this tensor; they keep no gradients."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and kernels.backend() != "torch"
+
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -46,7 +52,8 @@ class Linear(nn.Module):
 
     def pack(self, precision: kernels.Precision) -> None:
         """Stores the weights in the kernels' layout at `precision` and frees the parameters."""
-        self.packed = kernels.pack_linear(self.weight.detach(), _detached(self.bias), precision)
+        weight, bias = self.weight.detach(), _detached(self.bias)
+        self.packed = kernels.pack_linear(weight, bias, precision, release=True)
         self._parameters["weight"] = None
         self._parameters["bias"] = None
 
@@ -57,6 +64,7 @@ def pack_together(linears: Sequence[Linear], precision: kernels.Precision) -> ke
     biases = [_detached(linear.bias) for linear in linears]
     bias = None if biases[0] is None else torch.cat([b for b in biases if b is not None])
     for linear in linears:
+        kernels.release_pages(linear.weight.detach())  # copied: the file's pages may go
         linear._parameters["weight"] = None
         linear._parameters["bias"] = None
     return kernels.pack_linear(weight, bias, precision)
@@ -72,9 +80,21 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises the last dimension."""
+        if has_kernels(x):
+            return kernels.rms_norm(x, self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm with mean, variance, weight and bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises the last dimension."""
+        if has_kernels(x):
+            return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+        return super().forward(x)
 
 
 class MRotaryEmbedding(nn.Module):

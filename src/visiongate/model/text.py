@@ -13,7 +13,15 @@ from visiongate import kernels
 from visiongate.model.attention import attend
 from visiongate.model.config import TextConfig
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
-from visiongate.model.layers import Linear, MRotaryEmbedding, RMSNorm, Stack, pack_together, rotate
+from visiongate.model.layers import (
+    Linear,
+    MRotaryEmbedding,
+    RMSNorm,
+    Stack,
+    has_kernels,
+    pack_together,
+    rotate,
+)
 
 
 class TextAttention(nn.Module):
@@ -38,11 +46,17 @@ class TextAttention(nn.Module):
     ) -> Tensor:
         """(T, C) to (T, C); writes this step's keys and values into the pool."""
         q, k, v = self.project(x)
-        q = rotate(self.q_norm(q), cos, sin)  # (T, H, D); normed per head, before the rotation
-        k = rotate(self.k_norm(k), cos, sin)
         keys, values = pool.keys[self.layer], pool.values[self.layer]
-        keys[batch.slot_mapping] = k.to(keys.dtype)
-        values[batch.slot_mapping] = v.to(values.dtype)
+        if has_kernels(x):
+            q, k = kernels.qk_norm_rope(
+                q, k, self.q_norm.weight, self.k_norm.weight, cos, sin, self.q_norm.eps
+            )
+            kernels.store_kv(k, v, keys, values, batch.slot_mapping)
+        else:
+            q = rotate(self.q_norm(q), cos, sin)  # (T, H, D); normed per head, then turned
+            k = rotate(self.k_norm(k), cos, sin)
+            keys[batch.slot_mapping] = k.to(keys.dtype)
+            values[batch.slot_mapping] = v.to(values.dtype)
         out = attend(q, keys, values, batch, block_size=pool.block_size, scale=self.head_dim**-0.5)
         return self.o_proj(out.reshape(x.shape[0], -1))
 

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visiongate import kernels
 from visiongate.model.attention import attend_within
 from visiongate.model.config import VisionConfig
 from visiongate.model.inputs import VisionFeatures
-from visiongate.model.layers import Linear, Stack, rotate
+from visiongate.model.layers import LayerNorm, Linear, Stack, has_kernels, rotate
 
 Grid = tuple[int, int]
 """Patches down and across."""
@@ -59,7 +60,11 @@ class VisionAttention(nn.Module):
         """Mixes the rows of each picture: (N, C) to (N, C)."""
         N, C = x.shape
         q, k, v = self.qkv(x).view(N, 3, self.num_heads, C // self.num_heads).unbind(1)
-        out = attend_within(rotate(q, cos, sin), rotate(k, cos, sin), v, lengths)
+        if has_kernels(x):
+            q, k = kernels.qk_norm_rope(q, k, None, None, cos, sin, 0.0)
+        else:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        out = attend_within(q, k, v, lengths)
         return self.proj(out.reshape(N, C))
 
 
@@ -73,7 +78,9 @@ class VisionMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) to (N, C)."""
-        return self.linear_fc2(F.gelu(self.linear_fc1(x), approximate="tanh"))
+        x = self.linear_fc1(x)
+        x = kernels.gelu_tanh(x) if has_kernels(x) else F.gelu(x, approximate="tanh")
+        return self.linear_fc2(x)
 
 
 class VisionBlock(nn.Module):
@@ -81,8 +88,8 @@ class VisionBlock(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=1e-6)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=1e-6)
+        self.norm1 = LayerNorm(config.hidden_size, eps=1e-6)
+        self.norm2 = LayerNorm(config.hidden_size, eps=1e-6)
         self.attn = VisionAttention(config)
         self.mlp = VisionMLP(config)
 
@@ -110,7 +117,7 @@ class PatchMerger(nn.Module):
         self.joined_size = config.hidden_size * config.spatial_merge_size**2
         self.norm_after_join = norm_after_join
         norm_size = self.joined_size if norm_after_join else config.hidden_size
-        self.norm = nn.LayerNorm(norm_size, eps=1e-6)
+        self.norm = LayerNorm(norm_size, eps=1e-6)
         self.linear_fc1 = Linear(self.joined_size, self.joined_size)
         self.linear_fc2 = Linear(self.joined_size, config.out_hidden_size)
 
