@@ -39,9 +39,9 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vg_release_pages": (_PTR, _I64),
     "vg_pack_bf16": (_PTR, _PTR, _I64, _I64),
     "vg_pack_f32": (_PTR, _PTR, _I64, _I64),
-    "vg_pack_int8": (_PTR, _INT, _PTR, _PTR, _PTR, _I64, _I64),
+    "vg_pack_int8": (_PTR, _INT, _PTR, _PTR, _I64, _I64),
     "vg_linear": (
-        *(_INT, _PTR, _INT, _I64, _PTR, _PTR, _PTR, _PTR, _PTR),
+        *(_INT, _PTR, _INT, _I64, _PTR, _PTR, _PTR, _PTR),
         *(_I64, _I64, _I64),
     ),
     "vg_embedding": (_INT, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _I64),
@@ -215,18 +215,16 @@ def pack_float32(weight: Tensor) -> Tensor:
     return panels
 
 
-def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Panels, scales and compensation, both with padded N, of a contiguous weight (N, K)."""
+def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Panels and the scales (padded N,) of a contiguous weight (N, K)."""
     N, K = weight.shape
     padded = _round_up(N, PANEL)
-    panels = _empty_panels(padded * _round_up(K, 4), torch.int8)
+    panels = _empty_panels(padded * (_round_up(K, 4) + 4 * -(-K // GROUP)), torch.int8)
     scale = torch.empty(padded, dtype=torch.float32)
-    compensation = torch.empty(padded * -(-K // GROUP), dtype=torch.int32)
     _lib().vg_pack_int8(
-        *(weight.data_ptr(), _TYPES[weight.dtype], panels.data_ptr(), scale.data_ptr()),
-        *(compensation.data_ptr(), N, K),
+        *(weight.data_ptr(), _TYPES[weight.dtype], panels.data_ptr(), scale.data_ptr(), N, K)
     )
-    return panels, scale, compensation
+    return panels, scale
 
 
 def _address(t: Tensor | None) -> int | None:
@@ -242,8 +240,8 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
     y = torch.empty((M, N), dtype=x.dtype)
     _lib().vg_linear(
         *(_PRODUCTS[packed.precision, packed.storage], x.data_ptr(), _TYPES[x.dtype], x.stride(0)),
-        *(packed.weight.data_ptr(), _address(packed.scale), _address(packed.compensation)),
-        *(_address(packed.bias), y.data_ptr(), M, N, K),
+        *(packed.weight.data_ptr(), _address(packed.scale), _address(packed.bias)),
+        *(y.data_ptr(), M, N, K),
     )
     return y
 

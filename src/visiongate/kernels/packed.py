@@ -36,7 +36,6 @@ class PackedLinear:
         weight: panels, flat; or (N, K).
         bias: float32 (N,), or None.
         scale: float32 (N,) of each output channel for int8, else None.
-        compensation: int32, what unsigned activations add too much (int8 panels only).
     """
 
     in_features: int
@@ -47,12 +46,11 @@ class PackedLinear:
     weight: Tensor
     bias: Tensor | None
     scale: Tensor | None = None
-    compensation: Tensor | None = None
 
     @property
     def num_bytes(self) -> int:
         """Memory held, in bytes."""
-        held = (self.weight, self.bias, self.scale, self.compensation)
+        held = (self.weight, self.bias, self.scale)
         return sum(t.nbytes for t in held if t is not None)
 
 
@@ -82,8 +80,8 @@ def pack_linear(
 def _pack_native(weight: Tensor, bias: Tensor | None, precision: Precision) -> PackedLinear:
     N, K = weight.shape
     if precision == "int8":
-        panels, scale, compensation = native.pack_int8(weight)
-        return PackedLinear(K, N, precision, "int8", True, panels, bias, scale, compensation)
+        panels, scale = native.pack_int8(weight)
+        return PackedLinear(K, N, precision, "int8", True, panels, bias, scale)
     fits = weight.dtype == torch.bfloat16 or precision == "bfloat16"
     if not fits:
         rounded = weight.bfloat16()

@@ -80,23 +80,22 @@ API void vg_release_pages(void* address, int64_t num_bytes) {
 }
 
 API void vg_pack_bf16(const void* weight, void* panels, int64_t N, int64_t K) {
-  level->pack({weight, kBfloat16, panels, nullptr, nullptr, N, K}, kBfloat16OverBfloat16);
+  level->pack({weight, kBfloat16, panels, nullptr, N, K}, kBfloat16OverBfloat16);
 }
 
 API void vg_pack_f32(const void* weight, void* panels, int64_t N, int64_t K) {
-  level->pack({weight, kFloat32, panels, nullptr, nullptr, N, K}, kFloat32OverFloat32);
+  level->pack({weight, kFloat32, panels, nullptr, N, K}, kFloat32OverFloat32);
 }
 
 API void vg_pack_int8(const void* weight, int type, void* panels, float* scale,
-                      int32_t* compensation, int64_t N, int64_t K) {
-  level->pack({weight, (Type)type, panels, scale, compensation, N, K}, kInt8OverInt8);
+                      int64_t N, int64_t K) {
+  level->pack({weight, (Type)type, panels, scale, N, K}, kInt8OverInt8);
 }
 
 API void vg_linear(int product, const void* x, int type, int64_t x_stride, const void* panels,
-                   const float* scale, const int32_t* compensation, const float* bias, void* y,
-                   int64_t M, int64_t N, int64_t K) {
-  level->linear({(Product)product, x, (Type)type, x_stride, panels, scale, compensation, bias, y, M,
-                 N, K});
+                   const float* scale, const float* bias, void* y, int64_t M, int64_t N,
+                   int64_t K) {
+  level->linear({(Product)product, x, (Type)type, x_stride, panels, scale, bias, y, M, N, K});
 }
 
 API void vg_embedding(int product, const int64_t* ids, const void* panels, const float* scale,

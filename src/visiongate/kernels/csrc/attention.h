@@ -203,7 +203,7 @@ struct AttentionTask {
     for (int64_t panel = 0; panel < num_panels; ++panel)
       multiply_columns<Product, kRows>(q + first_row * D, D, kUnit,
                                        key_panels + panel * kPanel * D, kPanel * kUnit,
-                                       scores + panel * kPanel, kKeys, kPanel, num_steps);
+                                       scores + panel * kPanel, kKeys, kPanel, num_steps, Nothing());
     const float c = call.scale * 1.44269504f;
     for (int64_t r = 0; r < kRows; ++r) {
       const int64_t row = first_row + r;
@@ -218,7 +218,7 @@ struct AttentionTask {
     }
     multiply_columns<Product, kRows>(softened, kKeys, kUnit, values, padded_D * kUnit,
                                      sums + first_row * padded_D, padded_D, padded_D,
-                                     (count + kUnit - 1) / kUnit);
+                                     (count + kUnit - 1) / kUnit, Nothing());
   }
 
   void scale_row(float* row, float factor) const {

@@ -18,8 +18,7 @@ struct PackCall {
   const void* weight;  // (N, K)
   Type type;
   void* panels;
-  float* scale;           // int8: (padded N)
-  int32_t* compensation;  // int8: (groups, padded N)
+  float* scale;  // int8: (padded N)
   int64_t N, K;
 };
 
@@ -30,7 +29,6 @@ struct LinearCall {
   int64_t x_stride;
   const void* panels;
   const float* scale;
-  const int32_t* compensation;
   const float* bias;  // (N) or null
   void* y;            // (M, N), of x's type
   int64_t M, N, K;

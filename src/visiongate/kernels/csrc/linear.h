@@ -111,6 +111,16 @@ Prepared prepare<Int8Quads>(const LinearCall& call, const Rows& rows) {
   return prepared;
 }
 
+constexpr int64_t kStepBytes = kPanel * 4;
+constexpr int64_t kNearBytes = 4096;  // how far ahead a lone tile reads; 2 to 4 KiB measured best
+
+// The second of two chunks, of which tile `tile` of `num_tiles` fetches its part.
+inline Ahead<2> part_of_next(const char* chunk, int64_t num_steps, int64_t tile,
+                             int64_t num_tiles) {
+  const int64_t part = num_steps * kStepBytes / num_tiles;
+  return {chunk + num_steps * kStepBytes + tile * part, kStepBytes / num_tiles};
+}
+
 // Adds steps [begin, end) of one panel to the sums (rows, 64) of one tile.
 template <class Product>
 struct PanelChunk {
@@ -118,7 +128,12 @@ struct PanelChunk {
   const Prepared& prepared;
   int64_t num_steps, panel;
 
-  void add(int64_t first_row, int64_t num_rows, int64_t begin, int64_t end, float* sums) const {
+  // Where a step lies, in steps from the start of the panel.
+  static int64_t place_of(int64_t step) { return step; }
+
+  template <class Fetch>
+  void add(int64_t first_row, int64_t num_rows, int64_t begin, int64_t end, float* sums,
+           Fetch ahead) const {
     constexpr int64_t kUnit = Product::kUnit;
     const auto* w = (const typename Product::W*)call.panels +
                     (panel * num_steps + begin) * kPanel * kUnit;
@@ -127,7 +142,7 @@ struct PanelChunk {
     with_rows(num_rows, [&](auto count) {
       constexpr int kRows = decltype(count)::value;
       multiply_columns<Product, kRows>(x, kUnit, kRows * kUnit, w, kPanel * kUnit, sums, kPanel,
-                                       kPanel, end - begin);
+                                       kPanel, end - begin, ahead);
     });
   }
 };
@@ -138,24 +153,34 @@ struct PanelChunk<Int8Quads> {
   const Prepared& prepared;
   int64_t num_steps, panel;
 
-  void add(int64_t first_row, int64_t num_rows, int64_t begin, int64_t end, float* sums) const {
-    constexpr int64_t kStepsPerGroup = kGroup / 4;
+  // Counts the steps that begin the groups, too.
+  static int64_t place_of(int64_t step) {
+    return step + (step + kGroupSteps - 1) / kGroupSteps;
+  }
+
+  template <class Fetch>
+  void add(int64_t first_row, int64_t num_rows, int64_t begin, int64_t end, float* sums,
+           Fetch ahead) const {
     constexpr int kWide = Simd::kTileVectors * Simd::kLanes;
-    const int64_t padded_N = round_up(call.N, kPanel);
     const uint8_t* tile = (const uint8_t*)prepared.x + first_row * num_steps * 4;
-    for (int64_t step = begin; step < end; step += kStepsPerGroup) {
-      const int64_t group = step / kStepsPerGroup;
-      const int64_t count = smaller(kStepsPerGroup, end - step);
-      const int8_t* w = (const int8_t*)call.panels + (panel * num_steps + step) * kPanel * 4;
-      const int32_t* start = call.compensation + group * padded_N + panel * kPanel;
+    for (int64_t step = begin; step < end; step += kGroupSteps) {
+      const int64_t group = step / kGroupSteps;
+      const int64_t count = smaller(kGroupSteps, end - step);
+      const int64_t before = panel * place_of(num_steps) + place_of(step);
+      const int32_t* start = (const int32_t*)call.panels + before * kPanel;
+      const int8_t* w = (const int8_t*)(start + kPanel);
       const float* x_scale = prepared.scale + group * call.M + first_row;
       with_rows(num_rows, [&](auto rows) {
         constexpr int kRows = decltype(rows)::value;
-        for (int64_t column = 0; column < kPanel; column += kWide)
+        Int8Quads::multiply_group<kRows, Simd::kTileVectors>(
+            tile + step * kRows * 4, 4, kRows * 4, w, kPanel * 4, start, x_scale, 1, sums, kPanel,
+            count, ahead);
+        for (int64_t column = kWide; column < kPanel; column += kWide)
           Int8Quads::multiply_group<kRows, Simd::kTileVectors>(
               tile + step * kRows * 4, 4, kRows * 4, w + column * 4, kPanel * 4, start + column,
-              x_scale, 1, sums + column, kPanel, count);
+              x_scale, 1, sums + column, kPanel, count, Nothing());
       });
+      ahead.next += (count + 1) * ahead.stride;
     }
   }
 };
@@ -179,7 +204,7 @@ void linear_as(const LinearCall& call) {
   const int64_t num_steps = (call.K + Product::kUnit - 1) / Product::kUnit;
   const int64_t num_panels = round_up(call.N, kPanel) / kPanel;
   const int64_t num_blocks = (rows.num_tiles + kTilesPerBlock - 1) / kTilesPerBlock;
-  const int64_t chunk = rows.num_tiles == 1 ? num_steps : kChunkBytes / (kPanel * 4);
+  constexpr int64_t chunk = kChunkBytes / kStepBytes;
   parallel(num_panels * num_blocks, [&](int64_t item) {
     const int64_t panel = item / num_blocks, block = item % num_blocks;
     const int64_t first_tile = rows.num_tiles * block / num_blocks;
@@ -189,14 +214,22 @@ void linear_as(const LinearCall& call) {
     float* sums = (float*)scratch(kSums, num_rows * kPanel * sizeof(float));
     memset(sums, 0, num_rows * kPanel * sizeof(float));
     const PanelChunk<Product> weights{call, prepared, num_steps, panel};
-    for (int64_t begin = 0; begin < num_steps; begin += chunk) {
-      const int64_t end = smaller(num_steps, begin + chunk);
-      for (int64_t tile = first_tile; tile < end_tile; ++tile) {
-        const int64_t row = rows.begin(tile);
-        weights.add(row, rows.begin(tile + 1) - row, begin, end,
-                    sums + (row - first_row) * kPanel);
+    const char* start =
+        (const char*)call.panels + panel * weights.place_of(num_steps) * kStepBytes;
+    if (rows.num_tiles == 1)
+      weights.add(0, call.M, 0, num_steps, sums, Ahead<1>{start + kNearBytes, kStepBytes});
+    else
+      for (int64_t begin = 0; begin < num_steps; begin += chunk) {
+        const int64_t end = smaller(num_steps, begin + chunk);
+        const int64_t place = weights.place_of(begin), length = weights.place_of(end) - place;
+        for (int64_t tile = first_tile; tile < end_tile; ++tile) {
+          const int64_t row = rows.begin(tile);
+          weights.add(row, rows.begin(tile + 1) - row, begin, end,
+                      sums + (row - first_row) * kPanel,
+                      part_of_next(start + place * kStepBytes, length, tile - first_tile,
+                                   end_tile - first_tile));
+        }
       }
-    }
     with_type(call.x_type, call.y, [&](auto* y) {
       for (int64_t r = 0; r < num_rows; ++r)
         finish_row(call, sums + r * kPanel, panel, y + (first_row + r) * call.N);

@@ -53,18 +53,20 @@ float quantize_weights(const T* weights, int8_t* row, int64_t K) {
   return largest / 127.0f;
 }
 
-// -128 times the sum of each group's weights: what unsigned activations start from.
-inline void compensate(const int8_t* row, int64_t K, int32_t* start, int64_t start_stride) {
-  for (int64_t begin = 0; begin < K; begin += kGroup) {
-    const int64_t end = smaller(K, begin + kGroup);
-    int32_t sum = 0;
-    for (int64_t k = begin; k < end; ++k) sum += row[k];
-    start[begin / kGroup * start_stride] = -128 * sum;
-  }
+inline int32_t sum_of(const int8_t* row, int64_t count) {
+  int32_t sum = 0;
+  for (int64_t k = 0; k < count; ++k) sum += row[k];
+  return sum;
+}
+
+// Steps of an int8 panel: those of the weights and one for each group.
+inline int64_t num_int8_steps(int64_t K) {
+  const int64_t num_steps = (K + 3) / 4;
+  return num_steps + (num_steps + kGroupSteps - 1) / kGroupSteps;
 }
 
 inline void pack_int8_panel(const PackCall& call, int64_t panel) {
-  const int64_t padded_K = round_up(call.K, 4), padded_N = round_up(call.N, kPanel);
+  const int64_t padded_K = round_up(call.K, 4);
   const int64_t first = panel * kPanel, num_rows = smaller(kPanel, call.N - first);
   int8_t* rows = (int8_t*)scratch(kRow, kPanel * padded_K + 64);
   memset(rows, 0, kPanel * padded_K);
@@ -75,10 +77,15 @@ inline void pack_int8_panel(const PackCall& call, int64_t panel) {
       with_type(call.type, call.weight, [&](auto* weight) {
         call.scale[first + r] = quantize_weights(weight + (first + r) * call.K, row, call.K);
       });
-    compensate(row, call.K, call.compensation + first + r, padded_N);
   }
-  pack_panel((const char*)rows, padded_K, kPanel, padded_K,
-             (uint32_t*)call.panels + panel * kPanel * (padded_K / 4));
+  uint32_t* out = (uint32_t*)call.panels + panel * kPanel * num_int8_steps(call.K);
+  for (int64_t begin = 0; begin < padded_K; begin += kGroup) {
+    const int64_t count = smaller(kGroup, padded_K - begin);
+    for (int64_t r = 0; r < kPanel; ++r)
+      out[r] = (uint32_t)(-128 * sum_of(rows + r * padded_K + begin, count));
+    pack_panel((const char*)rows + begin, padded_K, kPanel, count, out + kPanel);
+    out += kPanel * (1 + count / 4);
+  }
 }
 
 inline void pack(const PackCall& call, Product product) {
@@ -103,14 +110,18 @@ inline float weight_of(uint32_t word, int64_t unit, Product product) {
 }
 
 inline void embedding(const EmbeddingCall& call) {
-  const int64_t unit = weights_a_word(call.product), num_steps = (call.K + unit - 1) / unit;
+  const int64_t unit = weights_a_word(call.product);
+  const bool is_int8 = call.product == kInt8OverInt8;
+  const int64_t num_steps = is_int8 ? num_int8_steps(call.K) : (call.K + unit - 1) / unit;
   parallel_rows(call.T, call.K * 4, [&](int64_t t) {
     const int64_t n = call.ids[t];
     const uint32_t* words = (const uint32_t*)call.panels + n / kPanel * kPanel * num_steps;
-    const float scale = call.product == kInt8OverInt8 ? call.scale[n] : 1.0f;
+    const float scale = is_int8 ? call.scale[n] : 1.0f;
     float* row = (float*)scratch(kRow, (call.K + Simd::kLanes) * sizeof(float));
-    for (int64_t k = 0; k < call.K; ++k)
-      row[k] = scale * weight_of(words[k / unit * kPanel + n % kPanel], k % unit, call.product);
+    for (int64_t k = 0; k < call.K; ++k) {
+      const int64_t step = k / unit + (is_int8 ? k / kGroup + 1 : 0);
+      row[k] = scale * weight_of(words[step * kPanel + n % kPanel], k % unit, call.product);
+    }
     with_type(call.type, call.rows, [&](auto* rows) {
       for (int64_t k = 0; k < call.K; k += Simd::kLanes)
         store_part(rows + t * call.K + k, Simd::load(row + k), call.K - k);
