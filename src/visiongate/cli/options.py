@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from visiongate.errors import InvalidSettings
 from visiongate.gateway.settings import Settings, load
 
-# typer reads these annotations when a command is registered, so they are spelled with Optional
-# until Python 3.10's `X | None` is understood by every supported typer.
 Preset = Annotated[
-    Optional[str],  # noqa: UP045  # see above
+    str | None,
     typer.Option(help="Edition: mini (embedded model), cpu (Qwen3-VL-2B) or pro (Qwen3-VL-4B)."),
 ]
 Model = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(help="A checkpoint folder or a hub's id."),
 ]
 Precision = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option(help="float32, bfloat16 or int8."),
 ]
 Config = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option(help="A TOML file of settings."),
 ]
 Set = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any setting; may be given several times."),
 ]
 

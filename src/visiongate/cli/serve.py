@@ -8,7 +8,7 @@ import logging
 import socket
 import sys
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,18 +30,18 @@ def serve(
     preset: options.Preset = None,
     model: options.Model = None,
     precision: options.Precision = None,
-    host: Annotated[Optional[str], typer.Option(help="Address to listen on.")] = None,  # noqa: UP045
-    port: Annotated[Optional[int], typer.Option(help="Port to listen on.")] = None,  # noqa: UP045
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     upstream: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Stand in front of this OpenAI-compatible server instead of a model."),
     ] = None,
     insecure: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--insecure", help="Listen beyond this machine without any key."),
     ] = None,
     debug: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--debug", help="Say more on the terminal."),
     ] = None,
     config: options.Config = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,7 +10,9 @@ from typing import Protocol
 from visiongate.engine.image import DEFAULT_FORMATS, ImageLimits
 from visiongate.engine.prompt import Message, PromptBuilder
 from visiongate.engine.types import ModelInfo, Prompt
+from visiongate.gateway.backend import Backend
 from visiongate.gateway.settings import Settings
+from visiongate.gateway.upstream import Upstream
 from visiongate.model.config import GenerationDefaults
 
 
@@ -35,6 +38,25 @@ class Intake:
     image_limits: ImageLimits
     generation: GenerationDefaults
     max_context_tokens: int
+
+    @classmethod
+    async def load(cls, backend: Backend, settings: Settings) -> Intake:
+        """What there is to know of a backend that has loaded its model."""
+        assert backend.model is not None
+        if isinstance(backend, Upstream):
+            return cls.from_upstream(backend, settings)
+        return await asyncio.to_thread(cls.from_model, backend.model, settings)
+
+    @classmethod
+    def from_upstream(cls, upstream: Upstream, settings: Settings) -> Intake:
+        """Another server's model: its own template and tokenizer stay over there."""
+        return cls(
+            builder=upstream,
+            model_name=settings.model_name or upstream.model_name,
+            image_limits=limits_of(settings, min_pixels=4096, max_pixels=16_777_216),
+            generation=GenerationDefaults(do_sample=True),
+            max_context_tokens=settings.max_context_tokens or 1_000_000,
+        )
 
     @classmethod
     def from_model(cls, model: ModelInfo, settings: Settings) -> Intake:

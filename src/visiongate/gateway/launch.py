@@ -12,6 +12,7 @@ from visiongate.errors import InvalidSettings
 from visiongate.gateway.backend import Backend
 from visiongate.gateway.memory import MIB, memory_limit
 from visiongate.gateway.settings import Settings
+from visiongate.gateway.upstream import Upstream
 
 MIN_BATCH_MEMORY: Final = 12 * 1024 * MIB
 """BATCH_SIZE over 1 needs this much memory beside a 2B model; below it, 1 is kept."""
@@ -22,8 +23,6 @@ EMBEDDED_ID: Final = "visiongate-mini"
 def make_backend(settings: Settings) -> Backend:
     """The upstream server, or local workers."""
     if settings.upstream:
-        from visiongate.gateway.upstream import Upstream
-
         return Upstream(settings)
     from visiongate.gateway.pool import WorkerPool
 

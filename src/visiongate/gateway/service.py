@@ -138,9 +138,7 @@ class Service:
             model = self.backend.model
             if model is not None and self.answers.intake is None:
                 try:
-                    self.answers.intake = await asyncio.to_thread(
-                        Intake.from_model, model, self.settings
-                    )
+                    self.answers.intake = await Intake.load(self.backend, self.settings)
                 except VisionGateError as error:
                     self.logs.error(error, "start")
                     self.logs.loading(f"the tokenizer cannot be loaded: {error.message}")

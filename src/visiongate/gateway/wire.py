@@ -21,6 +21,8 @@ from visiongate.gateway.schemas import (
     TextPart,
 )
 from visiongate.gateway.sessions import Picture, Role, Turn
+from visiongate.gateway.settings import Settings
+from visiongate.model.config import GenerationDefaults
 
 if TYPE_CHECKING:
     from visiongate.gateway.service import Service
@@ -50,9 +52,12 @@ class Sampling:
 
 
 def sampling_params(service: Service, wish: Sampling) -> SamplingParams:
+    """As `params_of`, for the loaded model."""
+    return params_of(service.settings, service.answers.check_ready().generation, wish)
+
+
+def params_of(settings: Settings, defaults: GenerationDefaults, wish: Sampling) -> SamplingParams:
     """The request's wishes over the checkpoint's defaults, within the server's limits."""
-    settings = service.settings
-    defaults = service.answers.check_ready().generation
     max_tokens = wish.max_tokens
     if max_tokens is None:
         max_tokens = min(settings.default_max_tokens, settings.max_tokens)
