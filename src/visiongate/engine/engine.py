@@ -47,6 +47,11 @@ from visiongate.model.weights import load_model
 
 logger = logging.getLogger(__name__)
 
+LEAST_PREFILL_ALONE = 256
+LEAST_PREFILL_STREAMING = 32
+"""Prompt tokens that a step computes even where that takes long: fewer would waste the weights' way
+through the cache."""
+
 
 class Engine:
     """Owns model, cache, scheduler and samplers; not safe for use from several threads."""
@@ -249,11 +254,13 @@ class Engine:
 
     def _prefill_budget(self) -> int:
         """Prompt tokens of the next step: a slice's worth while others stream, else a second's."""
+        streaming = self.scheduler.num_streaming > 0
+        least = LEAST_PREFILL_STREAMING if streaming else LEAST_PREFILL_ALONE
         rate = self._seconds_per_prefill_token
         if not rate:
-            return 64 if self.scheduler.num_streaming else 256
-        seconds = self.settings.slice_seconds if self.scheduler.num_streaming else 1.0
-        return max(16, min(int(seconds / rate), self.settings.max_step_tokens))
+            return least
+        seconds = self.settings.slice_seconds if streaming else 1.0
+        return max(least, min(int(seconds / rate), self.settings.max_step_tokens))
 
     def _has_prefill_for_streams(self, chunks: Seq[Chunk]) -> bool:
         """Whether this step already made streams wait for a prompt: then no picture on top."""

@@ -91,6 +91,6 @@ class Qwen3VL(nn.Module):
             layer.mlp.pack(precision)
         if self.config.tie_word_embeddings:
             weight = self.model.language_model.embed_tokens.weight.detach()
-            self.packed_head = kernels.pack_linear(weight, None, precision)
+            self.packed_head = kernels.pack_linear(weight, None, precision, release=True)
         else:
             self.lm_head.pack(precision)
