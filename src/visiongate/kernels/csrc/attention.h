@@ -14,8 +14,8 @@
 namespace visiongate {
 namespace {
 
-constexpr int64_t kKeys = 128;      // keys of a block: two panels
-constexpr int64_t kTileRows = 192;  // query rows (tokens times heads) that share a packed block
+constexpr int kKeys = 128;          // keys of a block: two panels
+constexpr int64_t kTileRows = 384;  // query rows (tokens times heads) that share a packed block
 
 // Products of the cache's type: float32 keys and values, or bfloat16 ones in pairs.
 template <class T>
@@ -92,36 +92,48 @@ inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t 
   }
 }
 
+// The running state of one query row.
+struct RowState {
+  float maximum = -1e30f;  // of scores times c, over the keys met so far
+  float sum = 0;           // of the probabilities, relative to the maximum
+};
+
 // Turns one row of scores into probabilities over its first `num_visible` keys, and zeros after them.
-// Updates the row's maximum and sum; returns what the row's earlier sums must be multiplied with.
-template <class T>
-float soften(const float* scores, T* probabilities, int64_t num_visible, float c, float& maximum,
-             float& sum) {
+// Returns what the row's earlier sums must be multiplied with.
+template <bool kIsWhole, class T>
+inline float soften(const float* scores, T* probabilities, int64_t num_visible, float c,
+                    RowState& row) {
+  constexpr int64_t kVectors = kKeys / Simd::kLanes;
+  constexpr int kDegree = sizeof(T) == 4 ? 6 : 4;  // bfloat16 probabilities need fewer terms
   const Simd::Float low = Simd::set1(-1e30f);
+  const auto visible_part = [&](int64_t v, Simd::Float part, Simd::Float other) {
+    if (kIsWhole) return part;
+    const int64_t left = larger(0, smaller(Simd::kLanes, num_visible - v * Simd::kLanes));
+    return Simd::first_lanes((int)left, part, other);
+  };
   Simd::Float top = low;
-  for (int64_t j = 0; j < num_visible; j += Simd::kLanes)
-    top = Simd::max(top, Simd::first_lanes((int)smaller(Simd::kLanes, num_visible - j),
-                                           Simd::load(scores + j), low));
-  const float new_maximum = Simd::largest(top) * c > maximum ? Simd::largest(top) * c : maximum;
-  const Simd::Float shift = Simd::set1(-new_maximum), factor = Simd::set1(c);
+#pragma GCC unroll 8
+  for (int64_t v = 0; v < kVectors; ++v)
+    top = Simd::max(top, visible_part(v, Simd::load(scores + v * Simd::kLanes), low));
+  const float highest = Simd::largest(top) * c;
+  const float maximum = highest > row.maximum ? highest : row.maximum;
+  const Simd::Float shift = Simd::set1(-maximum), factor = Simd::set1(c);
   Simd::Float total = Simd::zero();
-  for (int64_t j = 0; j < kKeys; j += Simd::kLanes) {
-    Simd::Float p = Simd::zero();
-    if (j < num_visible) {
-      p = exp2(Simd::fma(Simd::load(scores + j), factor, shift));
-      p = Simd::first_lanes((int)smaller(Simd::kLanes, num_visible - j), p, Simd::zero());
-    }
+#pragma GCC unroll 8
+  for (int64_t v = 0; v < kVectors; ++v) {
+    Simd::Float p = exp2<kDegree>(Simd::fma(Simd::load(scores + v * Simd::kLanes), factor, shift));
+    p = visible_part(v, p, Simd::zero());
     total = Simd::add(total, p);
-    Simd::store(probabilities + j, p);
+    Simd::store(probabilities + v * Simd::kLanes, p);
   }
   float keep = 1.0f;
-  if (new_maximum != maximum) {
+  if (maximum != row.maximum) {
     float lanes[Simd::kLanes];
-    Simd::store(lanes, exp2(Simd::set1(maximum - new_maximum)));
+    Simd::store(lanes, exp2<kDegree>(Simd::set1(row.maximum - maximum)));
     keep = lanes[0];
   }
-  maximum = new_maximum;
-  sum = sum * keep + Simd::sum(total);
+  row.maximum = maximum;
+  row.sum = row.sum * keep + Simd::sum(total);
   return keep;
 }
 
@@ -129,7 +141,7 @@ float soften(const float* scores, T* probabilities, int64_t num_visible, float c
 template <class T>
 struct AttentionTask {
   using Product = typename ProductOf<T>::Type;
-  static constexpr int64_t kUnit = Product::kUnit;
+  static constexpr int kUnit = Product::kUnit;
 
   const AttentionCall& call;
   Keys keys;
@@ -137,14 +149,13 @@ struct AttentionTask {
   int64_t first_position;           // of first_token in its sequence
   int64_t num_keys;                 // visible to the last token
   int64_t group, padded_D;
-  T* q;            // (rows, D)
-  T* key_panels;   // two panels of (D, 64)
-  T* values;       // (128, padded D)
-  float* sums;     // (rows, padded D)
-  float* maxima;   // (rows)
-  float* totals;   // (rows)
-  float* scores;   // (6, 128)
-  T* softened;     // (6, 128)
+  T* q;              // tiles of 6 rows, interleaved step by step as in linear.h
+  T* key_panels;     // two panels of (D, 64)
+  T* values;         // (128, padded D)
+  float* sums;       // (rows, padded D)
+  RowState* states;  // (rows)
+  float* scores;     // (6, 128)
+  T* softened;       // (6, 128)
 
   int64_t num_rows() const { return num_tokens * group; }
 
@@ -160,24 +171,22 @@ struct AttentionTask {
         kKeys * D * (int64_t)sizeof(T),
         kKeys * padded_D * (int64_t)sizeof(T),
         rows * padded_D * 4,
-        rows * 4,
-        rows * 4,
+        rows * (int64_t)sizeof(RowState),
         kMaxRows * kKeys * 4,
         kMaxRows * kKeys * 4,
     };
     int64_t total = 0;
     for (int64_t size : sizes) total += round_up(size, 64);
     char* memory = (char*)scratch(kAttention, total);
-    char* parts[8];
-    for (int i = 0; i < 8; memory += round_up(sizes[i], 64), ++i) parts[i] = memory;
+    char* parts[7];
+    for (int i = 0; i < 7; memory += round_up(sizes[i], 64), ++i) parts[i] = memory;
     q = (T*)parts[0];
     key_panels = (T*)parts[1];
     values = (T*)parts[2];
     sums = (float*)parts[3];
-    maxima = (float*)parts[4];
-    totals = (float*)parts[5];
-    scores = (float*)parts[6];
-    softened = (T*)parts[7];
+    states = (RowState*)parts[4];
+    scores = (float*)parts[5];
+    softened = (T*)parts[6];
   }
 
   void read_queries() {
@@ -186,12 +195,19 @@ struct AttentionTask {
       for (int64_t row = 0; row < num_rows(); ++row) {
         const int64_t token = first_token + row / group, head = keys.head * group + row % group;
         const auto* x = from + token * call.q_stride + head * D;
-        for (int64_t d = 0; d < D; d += Simd::kLanes)
-          store_part(q + row * D + d, load_part(x + d, D - d), D - d);
+        const int64_t first = row / kMaxRows * kMaxRows, r = row - first;
+        const int64_t rows_of_tile = smaller(kMaxRows, num_rows() - first);
+        T one[Simd::kLanes];
+        for (int64_t d = 0; d < D; d += Simd::kLanes) {
+          const int64_t count = smaller(Simd::kLanes, D - d);
+          Simd::store(one, load_part(x + d, count));
+          for (int64_t i = 0; i < count; ++i)
+            q[first * D + ((d + i) / kUnit * rows_of_tile + r) * kUnit + (d + i) % kUnit] = one[i];
+        }
       }
     });
     memset(sums, 0, num_rows() * padded_D * sizeof(float));
-    for (int64_t row = 0; row < num_rows(); ++row) maxima[row] = -1e30f, totals[row] = 0;
+    for (int64_t row = 0; row < num_rows(); ++row) states[row] = RowState();
   }
 
   // Adds one block of keys to `kRows` rows.
@@ -199,11 +215,10 @@ struct AttentionTask {
   void attend_tile(int64_t first_row, int64_t begin, int64_t count) {
     const int64_t D = call.D, num_steps = D / kUnit;
     const int64_t num_panels = (count + kPanel - 1) / kPanel;
-    memset(scores, 0, kRows * kKeys * sizeof(float));
     for (int64_t panel = 0; panel < num_panels; ++panel)
-      multiply_columns<Product, kRows>(q + first_row * D, D, kUnit,
-                                       key_panels + panel * kPanel * D, kPanel * kUnit,
-                                       scores + panel * kPanel, kKeys, kPanel, num_steps, Nothing());
+      multiply_columns<Product, kRows, kUnit, kRows * kUnit, true>(
+          q + first_row * D, key_panels + panel * kPanel * D, kPanel * kUnit,
+          scores + panel * kPanel, kKeys, kPanel, num_steps, Nothing());
     const float c = call.scale * 1.44269504f;
     for (int64_t r = 0; r < kRows; ++r) {
       const int64_t row = first_row + r;
@@ -212,13 +227,17 @@ struct AttentionTask {
         memset(softened + r * kKeys, 0, kKeys * sizeof(T));
         continue;
       }
-      const float keep = soften(scores + r * kKeys, softened + r * kKeys, num_visible, c,
-                                maxima[row], totals[row]);
+      const float* row_scores = scores + r * kKeys;
+      T* probabilities = softened + r * kKeys;
+      const float keep =
+          num_visible == kKeys
+              ? soften<true>(row_scores, probabilities, num_visible, c, states[row])
+              : soften<false>(row_scores, probabilities, num_visible, c, states[row]);
       if (keep != 1.0f) scale_row(sums + row * padded_D, keep);
     }
-    multiply_columns<Product, kRows>(softened, kKeys, kUnit, values, padded_D * kUnit,
-                                     sums + first_row * padded_D, padded_D, padded_D,
-                                     (count + kUnit - 1) / kUnit, Nothing());
+    multiply_columns<Product, kRows, kKeys, kUnit, false>(
+        softened, values, padded_D * kUnit, sums + first_row * padded_D, padded_D, padded_D,
+        (count + kUnit - 1) / kUnit, Nothing());
   }
 
   void scale_row(float* row, float factor) const {
@@ -242,7 +261,7 @@ struct AttentionTask {
       for (int64_t row = 0; row < num_rows(); ++row) {
         const int64_t token = first_token + row / group, head = keys.head * group + row % group;
         auto* to = out + (token * call.Hq + head) * call.D;
-        const Simd::Float factor = Simd::set1(1.0f / totals[row]);
+        const Simd::Float factor = Simd::set1(1.0f / states[row].sum);
         for (int64_t d = 0; d < call.D; d += Simd::kLanes)
           store_part(to + d, Simd::mul(Simd::load(sums + row * padded_D + d), factor),
                      call.D - d);

@@ -134,15 +134,15 @@ struct PanelChunk {
   template <class Fetch>
   void add(int64_t first_row, int64_t num_rows, int64_t begin, int64_t end, float* sums,
            Fetch ahead) const {
-    constexpr int64_t kUnit = Product::kUnit;
+    constexpr int kUnit = Product::kUnit;
     const auto* w = (const typename Product::W*)call.panels +
                     (panel * num_steps + begin) * kPanel * kUnit;
     const auto* x = (const typename Product::X*)prepared.x +
                     (first_row * num_steps + begin * num_rows) * kUnit;
     with_rows(num_rows, [&](auto count) {
       constexpr int kRows = decltype(count)::value;
-      multiply_columns<Product, kRows>(x, kUnit, kRows * kUnit, w, kPanel * kUnit, sums, kPanel,
-                                       kPanel, end - begin, ahead);
+      multiply_columns<Product, kRows, kUnit, kRows * kUnit, false>(x, w, kPanel * kUnit, sums, kPanel,
+                                                             kPanel, end - begin, ahead);
     });
   }
 };

@@ -41,9 +41,9 @@ struct Simd {
     return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(is_first));
   }
 
-  static Float scale_by_power(Float p, Float n) {
-    const Int exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  static Float add_to_exponent(Float p, Float moved) {
+    const Int exponent = _mm256_slli_epi32(_mm256_castps_si256(moved), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
   }
   static Float round(Float a) {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

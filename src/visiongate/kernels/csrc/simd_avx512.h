@@ -32,8 +32,11 @@ struct Simd {
     return _mm512_mask_blend_ps((__mmask16)((1u << count) - 1), b, a);
   }
 
-  // 2 ** (n + f) from the value p of 2 ** f: n is a whole number in [-126, 128].
-  static Float scale_by_power(Float p, Float n) { return _mm512_scalef_ps(p, n); }
+  // p times 2 ** n, where the whole number n stands in the lowest bits of `moved`.
+  static Float add_to_exponent(Float p, Float moved) {
+    const Int exponent = _mm512_slli_epi32(_mm512_castps_si512(moved), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
+  }
   static Float round(Float a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
 
   static Float load(const uint16_t* p) {  // bfloat16

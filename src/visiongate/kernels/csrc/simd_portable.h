@@ -36,15 +36,12 @@ struct Simd {
     return Int{0, 1, 2, 3} < count ? a : b;
   }
 
-  static Float scale_by_power(Float p, Float n) {
-    const Int exponent = (__builtin_convertvector(n, Int) + 127) << 23;
-    return p * (Float)exponent;
+  static Float add_to_exponent(Float p, Float moved) {
+    return (Float)((Int)p + ((Int)moved << 23));
   }
   static Float round(Float a) {  // |a| < 2 ** 22
     const Float big = set1(12582912.0f);  // 1.5 * 2 ** 23
-    Float moved = a + big;
-    __asm__("" : "+m"(moved));  // keeps the compiler from folding the sum away
-    return moved - big;
+    return a + big - big;
   }
 
   static Int load_int(const void* p) {

@@ -1,6 +1,6 @@
 // The register tiles: a few rows times one panel, or a part of its width, step by step.
 //
-// `multiply<Product, Rows, Vectors>` adds to sums (Rows, Vectors * kLanes). It reads row r's step s at
+// `Product::multiply<Rows, Vectors, kFromZero>` adds to sums (Rows, Vectors * kLanes), or to zero. It reads row r's step s at
 // x + r * x_row + s * x_step and the weights' step s at w + s * w_step, in units of their types. Every
 // product of one output is added in the order of the steps, for every Rows and Vectors.
 #pragma once
@@ -37,7 +37,7 @@ struct ExactPairs {
   using Sum = float;
   static constexpr int kUnit = 2;  // weights of one output in a step
 
-  template <int Rows, int Vectors, class Fetch>
+  template <int Rows, int Vectors, bool kFromZero, class Fetch>
   static inline __attribute__((always_inline)) void multiply(
       const X* x, int64_t x_row, int64_t x_step, const W* w, int64_t w_step, Sum* sums,
       int64_t sums_row, int64_t num_steps, Fetch ahead) {
@@ -46,7 +46,7 @@ struct ExactPairs {
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v)
-        acc[r][v] = Simd::load(sums + r * sums_row + v * Simd::kLanes);
+        acc[r][v] = kFromZero ? Simd::zero() : Simd::load(sums + r * sums_row + v * Simd::kLanes);
     for (int64_t step = 0; step < num_steps; ++step, w += w_step, x += x_step) {
       ahead.fetch();
       Simd::Float weights[Vectors];
@@ -84,7 +84,7 @@ struct Exact {
   using Sum = float;
   static constexpr int kUnit = 1;
 
-  template <int Rows, int Vectors, class Fetch>
+  template <int Rows, int Vectors, bool kFromZero, class Fetch>
   static inline __attribute__((always_inline)) void multiply(
       const X* x, int64_t x_row, int64_t x_step, const W* w, int64_t w_step, Sum* sums,
       int64_t sums_row, int64_t num_steps, Fetch ahead) {
@@ -93,7 +93,7 @@ struct Exact {
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v)
-        acc[r][v] = Simd::load(sums + r * sums_row + v * Simd::kLanes);
+        acc[r][v] = kFromZero ? Simd::zero() : Simd::load(sums + r * sums_row + v * Simd::kLanes);
     for (int64_t step = 0; step < num_steps; ++step, w += w_step, x += x_step) {
       ahead.fetch();
       Simd::Float weights[Vectors];
@@ -127,7 +127,7 @@ struct Bfloat16Pairs {
   using Sum = float;
   static constexpr int kUnit = 2;
 
-  template <int Rows, int Vectors, class Fetch>
+  template <int Rows, int Vectors, bool kFromZero, class Fetch>
   static inline __attribute__((always_inline)) void multiply(
       const X* x, int64_t x_row, int64_t x_step, const W* w, int64_t w_step, Sum* sums,
       int64_t sums_row, int64_t num_steps, Fetch ahead) {
@@ -136,7 +136,7 @@ struct Bfloat16Pairs {
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v)
-        acc[r][v] = Simd::load(sums + r * sums_row + v * Simd::kLanes);
+        acc[r][v] = kFromZero ? Simd::zero() : Simd::load(sums + r * sums_row + v * Simd::kLanes);
     for (int64_t step = 0; step < num_steps; ++step, w += w_step, x += x_step) {
       ahead.fetch();
       Simd::Pairs weights[Vectors];
@@ -218,26 +218,28 @@ inline void with_rows(int64_t rows, const F& f) {
 }
 
 // `multiply` over num_columns outputs (a multiple of kLanes): the widest tiles first, then single
-// vectors. Only the first tile fetches ahead.
-template <class Product, int Rows, class Fetch>
-void multiply_columns(const typename Product::X* x, int64_t x_row, int64_t x_step,
-                      const typename Product::W* w, int64_t w_step, float* sums, int64_t sums_row,
-                      int64_t num_columns, int64_t num_steps, Fetch ahead) {
-  constexpr int64_t kWide = Simd::kTileVectors * Simd::kLanes;
+// vectors. Only the first tile fetches ahead. Distances in x are constants, which saves registers.
+template <class Product, int Rows, int XRow, int XStep, bool kFromZero, class Fetch>
+void multiply_columns(const typename Product::X* x, const typename Product::W* w, int64_t w_step,
+                      float* sums, int64_t sums_row, int64_t num_columns, int64_t num_steps,
+                      Fetch ahead) {
+  constexpr int kVectors = Simd::kTileVectors;
+  constexpr int64_t kWide = kVectors * Simd::kLanes;
   int64_t column = 0;
   if (kWide <= num_columns) {
-    Product::template multiply<Rows, Simd::kTileVectors>(x, x_row, x_step, w, w_step, sums,
-                                                         sums_row, num_steps, ahead);
+    Product::template multiply<Rows, kVectors, kFromZero>(x, XRow, XStep, w, w_step, sums,
+                                                          sums_row, num_steps, ahead);
     column = kWide;
   }
   for (; column + kWide <= num_columns; column += kWide)
-    Product::template multiply<Rows, Simd::kTileVectors>(x, x_row, x_step,
-                                                         w + column * Product::kUnit, w_step,
-                                                         sums + column, sums_row, num_steps,
-                                                         Nothing());
+    Product::template multiply<Rows, kVectors, kFromZero>(x, XRow, XStep,
+                                                          w + column * Product::kUnit, w_step,
+                                                          sums + column, sums_row, num_steps,
+                                                          Nothing());
   for (; column < num_columns; column += Simd::kLanes)
-    Product::template multiply<Rows, 1>(x, x_row, x_step, w + column * Product::kUnit, w_step,
-                                        sums + column, sums_row, num_steps, Nothing());
+    Product::template multiply<Rows, 1, kFromZero>(x, XRow, XStep, w + column * Product::kUnit,
+                                                   w_step, sums + column, sums_row, num_steps,
+                                                   Nothing());
 }
 
 }  // namespace
