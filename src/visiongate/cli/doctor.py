@@ -134,7 +134,8 @@ async def _model_checks(settings: Settings) -> list[Verdict]:
             info = model.info
             value = (
                 f"{info.model_id} {info.revision[:16]}, "
-                f"{info.num_parameters / 1e6:.0f} M parameters, {info.precision} on {info.device} ({info.backend}), {info.num_threads} threads, "
+                f"{info.num_parameters / 1e6:.0f} M parameters, "
+                f"{info.precision} on {info.device} ({info.backend}), {info.num_threads} threads, "
                 f"loaded in {time.monotonic() - started:.1f} s"
             )
             level: Level = "warning" if info.degraded else "ok"

@@ -160,9 +160,12 @@ class Answers:
         self.admission.check(caller.id)
         return intake
 
-    async def prepare(self, ask: Ask, note: Note) -> Answer:
-        """Decodes, builds the prompt, checks that it fits; raises what the caller can mend."""
-        intake = self.check_room(ask.caller)
+    async def prepare(self, ask: Ask, note: Note, *, is_patient: bool = False) -> Answer:
+        """Decodes, builds the prompt, checks that it fits; raises what the caller can mend.
+
+        A patient request does not mind a full queue now.
+        """
+        intake = self.check_ready() if is_patient else self.check_room(ask.caller)
         deadline = ask.deadline_seconds or self._deadline_seconds
         pictures = [p for turn in ask.turns for p in turn.parts if isinstance(p, Picture)]
         if len(pictures) > self._max_images:
@@ -500,6 +503,7 @@ def _build(intake: Intake, turns: Sequence[Turn], images: Sequence[Image]) -> Pr
 
 def _remember(note: Note, pictures: Sequence[Picture], ask: Ask) -> None:
     note.image_digests += [picture.sha256 for picture in pictures]
+    note.image_names = note.image_names or [picture.name or "inline" for picture in pictures]
     params = ask.params
     note.parameters.update(
         max_tokens=params.max_tokens,

@@ -21,7 +21,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import visiongate
 from visiongate.errors import VisionGateError
-from visiongate.gateway import chat, completions, health, metrics, page
+from visiongate.gateway import (
+    batch,
+    batches,
+    chat,
+    completions,
+    files,
+    health,
+    messages,
+    metrics,
+    page,
+    plan,
+    responses,
+)
 from visiongate.gateway.auth import PUBLIC_PATHS, Authorisation
 from visiongate.gateway.backend import Backend
 from visiongate.gateway.limits import BodyLimits
@@ -47,12 +59,35 @@ DESCRIPTION: Final = (
     "A private vision API for Qwen3-VL: ask questions about pictures that never leave your network."
 )
 SMALL_BODY_BYTES: Final = 64 * 1024
-_WIRE_BODIES: Final = (ChatCompletionRequest, ChatRequest, PlanRequest, OpenAIError, PlainError)
+_ROUTES: Final = (
+    completions,
+    chat,
+    batch,
+    plan,
+    responses,
+    messages,
+    files,
+    batches,
+    health,
+    metrics,
+    page,
+)
+_WIRE_BODIES: Final = (
+    ChatCompletionRequest,
+    ChatRequest,
+    PlanRequest,
+    responses.ResponseRequest,
+    messages.MessagesRequest,
+    batches.BatchRequest,
+    OpenAIError,
+    PlainError,
+)
 
 
 def create_app(settings: Settings, backend: Backend) -> FastAPI:
     """The whole HTTP service over a backend; it loads nothing until its lifespan starts."""
     service = Service(settings, backend)
+    service.batches = batches.BatchRunner(service)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -72,7 +107,7 @@ def create_app(settings: Settings, backend: Backend) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.service = service
-    for module in (completions, chat, health, metrics, page):
+    for module in _ROUTES:
         app.include_router(module.router)
     _handle_errors(app)
     _add_middleware(app, service)

@@ -12,7 +12,7 @@ import hashlib
 import secrets
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -105,6 +105,16 @@ class Keys:
             return fixed
         record = self._store.find_key(digest)
         return _caller(record) if record is not None else None
+
+    def caller_by_id(self, caller_id: str) -> Caller:
+        """The caller with this id; work that a key left behind goes on after the key ended."""
+        for caller in self._fixed.values():
+            if caller.id == caller_id:
+                return caller
+        for record in self._store.list_keys():
+            if record.id == caller_id:
+                return _caller(record)
+        return replace(ANYBODY, id=caller_id)
 
     def is_public(self, path: str) -> bool:
         """Whether a path is served without a key."""

@@ -21,7 +21,7 @@ from visiongate.errors import (
     InvalidRequest,
 )
 from visiongate.gateway.answer import Answer, Ask, Delta, Ended, Queued, new_answer_id
-from visiongate.gateway.auth import caller_of
+from visiongate.gateway.auth import Caller, caller_of
 from visiongate.gateway.boxes import draw_boxes
 from visiongate.gateway.logs import note_of
 from visiongate.gateway.media import Part, read_multipart
@@ -131,13 +131,20 @@ async def create_completion(request: Request) -> Response:
         frames = _frames(service, call, answer, shows_queue=wants_queue_events(request))
         return EventStream(frames, heartbeat_seconds=service.settings.heartbeat_seconds)
     await until_left(request.receive, answer.complete())
+    return JSONResponse(await completion_of(service, call, answer))
+
+
+async def completion_of(service: Service, call: Call, answer: Answer) -> dict[str, Any]:
+    """The response of a finished answer, kept in its session; raises DeadlineExceeded."""
     if any(draft.reason == "deadline" for draft in answer.drafts):
         raise DeadlineExceeded("the deadline passed before the answer was complete")
     await _keep(service, call, answer)
-    return JSONResponse(_completion(call, answer))
+    return _completion(call, answer)
 
 
-async def read_json_call(request: Request, service: Service, body: ChatCompletionRequest) -> Call:
+async def read_json_call(
+    service: Service, caller: Caller, body: ChatCompletionRequest, *, priority: int = 0
+) -> Call:
     """A checked request of the JSON kind; other adapters build on it."""
     check_model(service, body.model)
     settings = service.settings
@@ -148,7 +155,6 @@ async def read_json_call(request: Request, service: Service, body: ChatCompletio
         )
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidParameter("top_logprobs needs logprobs to be true", param="top_logprobs")
-    caller = caller_of(request.scope)
     session = await service.session(body.session_id, caller)
     turns = await turns_of(service, body.messages)
     wish = Sampling(
@@ -172,6 +178,7 @@ async def read_json_call(request: Request, service: Service, body: ChatCompletio
         caller=caller,
         num_choices=num_choices,
         deadline_seconds=body.deadline_ms / 1000 if body.deadline_ms else None,
+        priority=priority,
     )
     options = body.stream_options or StreamOptions()
     return Call(
@@ -198,7 +205,7 @@ async def _read(request: Request, service: Service) -> Call:
         return await _read_form(request, service, parts)
     if kind in {"application/json", ""}:
         body = parse(ChatCompletionRequest, await request.body())
-        return await read_json_call(request, service, body)
+        return await read_json_call(service, caller_of(request.scope), body)
     raise InvalidRequest("send Content-Type application/json or multipart/form-data")
 
 
@@ -231,7 +238,7 @@ async def _read_form(request: Request, service: Service, parts: list[Part]) -> C
         form = _FormSizes.model_validate(sizes)
     except ValidationError as error:
         raise explain(error) from None
-    call = await read_json_call(request, service, body)
+    call = await read_json_call(service, caller_of(request.scope), body)
     for part in files:
         if not part.data:
             raise InvalidImage("the image is empty (0 bytes)")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.requests import Request
 
@@ -21,9 +21,13 @@ from visiongate.gateway.intake import Intake
 from visiongate.gateway.logs import LoadingLog, Logs, Note
 from visiongate.gateway.memory import MemoryGuard
 from visiongate.gateway.metrics import Metrics
+from visiongate.gateway.redis_sessions import RedisSessions
 from visiongate.gateway.sessions import MemorySessions, Session, Sessions
 from visiongate.gateway.settings import Settings
 from visiongate.gateway.store import Store
+
+if TYPE_CHECKING:
+    from visiongate.gateway.batches import BatchRunner
 
 WATCH_SECONDS: Final = 0.1
 _AUDITED: Final = ("/v1/", "/api/")
@@ -53,17 +57,14 @@ class Service:
             max_images=settings.max_images,
             deadline_seconds=settings.deadline_seconds or None,
         )
-        self.sessions: Sessions = MemorySessions(
-            ttl_seconds=settings.session_seconds,
-            max_bytes=settings.session_bytes,
-            max_sessions=settings.max_sessions,
-        )
+        self.sessions = make_sessions(settings)
         self.fetcher = Fetcher(
             hosts=settings.image_hosts,
             allows_private=settings.private_image_hosts,
             limit=settings.image_bytes,
         )
         self.metrics = Metrics(self)
+        self.batches: BatchRunner  # made by create_app, which knows both
         self.ready = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
 
@@ -71,9 +72,11 @@ class Service:
         """Begins loading; the port may open at once."""
         await self.backend.start()
         self._watch = asyncio.create_task(self._watch_backend())
+        self.batches.start()
 
     async def stop(self) -> None:
         """Stops the backend and closes the files."""
+        await self.batches.stop()
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -152,6 +155,18 @@ class Service:
             if self.state()[0] in {"ready", "degraded"}:
                 self.ready.set()
             await asyncio.sleep(WATCH_SECONDS)
+
+
+def make_sessions(settings: Settings) -> Sessions:
+    """In Redis where the settings name one, else in memory."""
+    url = settings.redis_url.get_secret_value()
+    if url:
+        return RedisSessions(url, ttl_seconds=settings.session_seconds)
+    return MemorySessions(
+        ttl_seconds=settings.session_seconds,
+        max_bytes=settings.session_bytes,
+        max_sessions=settings.max_sessions,
+    )
 
 
 def service_of(request: Request) -> Service:
