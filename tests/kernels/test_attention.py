@@ -30,6 +30,13 @@ def test_pictures_attend_only_to_themselves(level: str, dtype: torch.dtype, H: i
     assert distance(out, torch.cat(parts)) < BOUNDS[dtype]
 
 
+def test_float32_rows_may_be_multiplied_in_bfloat16(level: str) -> None:
+    q, k, v = torch.randn(3, 200, 2, 64)
+    out = kernels.vision_attention(q, k, v, [0, 200], products=torch.bfloat16)
+    assert out.dtype == torch.float32
+    assert distance(out, kernel_oracle.attention(q, k, v, 64**-0.5, None)) < 8e-3
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_picture_has_the_same_bits_beside_others(native_level: str, dtype: torch.dtype) -> None:
     q, k, v = torch.randn(3, 500, 2, 64).to(dtype)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from visiongate.kernels import native, reference
@@ -58,17 +59,22 @@ __all__ = [
 
 
 def vision_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Sequence[int], scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Sequence[int],
+    scale: float | None = None,
+    products: torch.dtype | None = None,
 ) -> Tensor:
     """Full attention inside each picture: q, k, v (N, H, D) -> (N, H, D).
 
-    Rows [cu_seqlens[i], cu_seqlens[i + 1]) are picture i. D is a multiple of 8. The type of q is
-    the type of the products: float32 exactly, or bfloat16 added in float32. `scale` is D ** -0.5
-    unless given.
+    Rows [cu_seqlens[i], cu_seqlens[i + 1]) are picture i. D is a multiple of 8. `scale` is
+    D ** -0.5 unless given. `products` is the type in which queries, keys, values and probabilities
+    are multiplied, that of q unless given; sums are float32. Plain torch computes in q's type.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if native.takes(q):
-        return native.vision_attention(q, k, v, cu_seqlens, scale)
+        return native.vision_attention(q, k, v, cu_seqlens, scale, products or q.dtype)
     return reference.vision_attention(q, k, v, cu_seqlens, scale)
 
 

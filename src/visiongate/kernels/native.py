@@ -7,6 +7,7 @@ side. Tensors given to the library are kept alive by the caller's frame while it
 from __future__ import annotations
 
 import ctypes
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from visiongate.kernels.packed import PackedLinear
+
+logger = logging.getLogger(__name__)
 
 Backend = Literal["avx512", "avx2", "scalar", "torch"]
 
@@ -109,7 +112,9 @@ def _load() -> ctypes.CDLL | None:
     path = Path(__file__).with_name("_native.so")
     try:
         found = ctypes.CDLL(str(path))
-    except OSError:
+    except OSError as error:
+        if path.exists():
+            logger.warning("the kernel library cannot be used, torch computes: %s", error)
         return None
     for name, arguments in _SIGNATURES.items():
         function = getattr(found, name)
@@ -264,18 +269,23 @@ def _rows_of_heads(t: Tensor) -> Tensor:
 
 
 def vision_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Sequence[int], scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Sequence[int],
+    scale: float,
+    products: torch.dtype,
 ) -> Tensor:
     """See `visiongate.kernels.vision_attention`."""
-    q, k, v = (_rows_of_heads(t) for t in (q, k.to(q.dtype), v.to(q.dtype)))
+    q, k, v = (_rows_of_heads(t) for t in (q, k.to(products), v.to(products)))
     if k.stride(0) != v.stride(0):
         k, v = k.contiguous(), v.contiguous()
     N, H, D = q.shape
     out = torch.empty((N, H, D), dtype=q.dtype)
     bounds = torch.tensor(list(cu_seqlens), dtype=torch.int32)
-    kind = _TYPES[q.dtype]
     _lib().vg_attention(
-        *(q.data_ptr(), kind, k.data_ptr(), v.data_ptr(), kind, out.data_ptr()),
+        *(q.data_ptr(), _TYPES[q.dtype], k.data_ptr(), v.data_ptr(), _TYPES[products]),
+        *(out.data_ptr(),),
         *(len(bounds) - 1, H, H, D, q.stride(0), k.stride(0)),
         *(bounds.data_ptr(), None, None, 0, 1, N, 0, scale),
     )
