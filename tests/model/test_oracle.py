@@ -171,7 +171,7 @@ def run_ours(
     blocks = torch.randperm(num_blocks * 2 + 1)[:num_blocks]
     slots = (blocks[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten()
     tokens = torch.tensor(ids)
-    visual = (tokens == IMAGE_PAD).nonzero().flatten()
+    visual = (tokens == model.config.image_token_id).nonzero().flatten()
     everything = VisionFeatures.concatenate(features) if features else None
     outputs, start = [], 0
     for size in [*chunks, len(ids) - sum(chunks)]:
