@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import kernel_oracle
 import pytest
 import torch
-from kernel_oracle import distance
 from torch import Tensor
 
+from tests.kernels import oracle
+from tests.kernels.oracle import distance
 from visiongate import kernels
 
 BOUNDS = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
@@ -24,8 +24,7 @@ def test_pictures_attend_only_to_themselves(level: str, dtype: torch.dtype, H: i
     out = kernels.vision_attention(q, k, v, cu_seqlens)
     assert out.dtype == dtype
     parts = [
-        kernel_oracle.attention(q[a:b], k[a:b], v[a:b], D**-0.5, None)
-        for a, b in pairwise(cu_seqlens)
+        oracle.attention(q[a:b], k[a:b], v[a:b], D**-0.5, None) for a, b in pairwise(cu_seqlens)
     ]
     assert distance(out, torch.cat(parts)) < BOUNDS[dtype]
 
@@ -34,7 +33,7 @@ def test_float32_rows_may_be_multiplied_in_bfloat16(level: str) -> None:
     q, k, v = torch.randn(3, 200, 2, 64)
     out = kernels.vision_attention(q, k, v, [0, 200], products=torch.bfloat16)
     assert out.dtype == torch.float32
-    assert distance(out, kernel_oracle.attention(q, k, v, 64**-0.5, None)) < 8e-3
+    assert distance(out, oracle.attention(q, k, v, 64**-0.5, None)) < 8e-3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -48,7 +47,7 @@ def test_a_picture_has_the_same_bits_beside_others(native_level: str, dtype: tor
 def test_large_scores_do_not_overflow(level: str) -> None:
     q, k, v = torch.randn(3, 300, 2, 64)
     out = kernels.vision_attention(q * 40, k * 40, v, [0, 300])
-    assert distance(out, kernel_oracle.attention(q * 40, k * 40, v, 64**-0.5, None)) < 1e-4
+    assert distance(out, oracle.attention(q * 40, k * 40, v, 64**-0.5, None)) < 1e-4
 
 
 class Paged:
@@ -95,7 +94,7 @@ class Paged:
             visible = torch.arange(end)[None] <= torch.arange(end - n, end)[:, None]
             k, v = self.keys[b][:end], self.values[b][:end]
             taken = q[b][end - n : end]
-            parts.append(kernel_oracle.attention(taken, k, v, q[b].shape[-1] ** -0.5, visible))
+            parts.append(oracle.attention(taken, k, v, q[b].shape[-1] ** -0.5, visible))
         return torch.cat(parts)
 
 

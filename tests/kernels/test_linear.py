@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_oracle import distance
 
+from tests.kernels.oracle import distance
 from visiongate import kernels
 from visiongate.kernels import Precision
 
