@@ -232,6 +232,8 @@ class WorkerPool:
                 worker.failures_in_a_row = 0
             case Failed(reason, is_final):
                 worker.failure, worker.is_hopeless = reason, is_final
+            case LogRecord(level, text, trace):
+                logger.log(level, "worker %d: %s", worker.index, "\n".join((text, trace)).strip())
         if self._on_message and not isinstance(message, Events | Heartbeat):
             self._on_message(worker.index, message)
 
