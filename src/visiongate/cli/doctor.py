@@ -1,48 +1,35 @@
 """`visiongate doctor`: is this machine fit, and does the model really see?
 
-Every verdict has the measured value, and where it is not good, what to do.
+Every verdict has what was measured, what is needed and, where it is not good, what to do. Facts
+come from `checks/facts.py`, judgement from `checks/machine.py`, pictures from `checks/sight.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
-import io
 import json
-import os
-import platform
-import random
-import shutil
-import socket
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Optional
 
 import typer
 
 from visiongate.cli import options
-from visiongate.errors import VisionGateError
+from visiongate.cli.checks import Verdict
+from visiongate.errors import InvalidCheckpoint, VisionGateError
 
 if TYPE_CHECKING:
+    import httpx
+
     from visiongate.gateway.settings import Settings
 
-Level = Literal["ok", "warning", "failed"]
+SMALL_WEIGHTS: Final = 500_000_000
+"""Weights up to this size are hashed without being asked: it takes a second or two."""
 
-GIB: Final = 1024**3
-NUM_PICTURES: Final = 3
-NEEDED_GIB: Final = {"mini": 1.0, "cpu": 8.0, "pro": 16.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One check: what was measured, what it means, what to do."""
-
-    name: str
-    level: Level
-    value: str
-    fix: str = ""
+_MARKS: Final = {"ok": "ok  ", "warning": "warn", "failed": "FAIL"}
 
 
 def register(app: typer.Typer) -> None:
@@ -53,8 +40,23 @@ def register(app: typer.Typer) -> None:
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     skips_model: Annotated[
-        bool, typer.Option("--skip-model", help="Check the machine only.")
+        bool, typer.Option("--skip-model", help="Check the machine only; load nothing.")
     ] = False,
+    base_url: Annotated[
+        Optional[str],  # noqa: UP045  # see options.py
+        typer.Option(help="Ask this running server instead of loading the model here."),
+    ] = None,
+    key: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(envvar="VISIONGATE_KEY", help="A key of the running server."),
+    ] = None,
+    hashes: Annotated[
+        bool, typer.Option("--hashes", help="Hash large weights too (seconds a gigabyte).")
+    ] = False,
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Draw the same pictures again."),
+    ] = None,
     preset: options.Preset = None,
     model: options.Model = None,
     precision: options.Precision = None,
@@ -63,195 +65,255 @@ def doctor(
 ) -> None:
     """Ends with status 1 when something would keep the service from working."""
     settings = options.settings_of(config, pairs, preset=preset, model=model, precision=precision)
+    number = int(time.time()) if seed is None else seed
     verdicts: list[Verdict] = []
-    for verdict in _checks(settings, skips_model=skips_model):
-        verdicts.append(verdict)
-        if not as_json:
-            _print(verdict)
+
+    async def collect() -> None:
+        async for verdict in _checks(settings, base_url, key, hashes, skips_model, number):
+            verdicts.append(verdict)
+            if not as_json:
+                _print(verdict)
+
+    asyncio.run(collect())
+    is_fit = all(verdict.level != "failed" for verdict in verdicts)
     if as_json:
         found = [dataclasses.asdict(verdict) for verdict in verdicts]
-        print(json.dumps({"ok": _is_fit(verdicts), "checks": found}, indent=2, ensure_ascii=False))
-    if not _is_fit(verdicts):
+        print(json.dumps({"ok": is_fit, "checks": found}, indent=2, ensure_ascii=False))
+    else:
+        counts = [sum(v.level == level for v in verdicts) for level in ("failed", "warning")]
+        print(f"\n{len(verdicts)} checks, {counts[0]} failed, {counts[1]} with a warning")
+    if not is_fit:
         raise typer.Exit(1)
 
 
-def _checks(settings: Settings, *, skips_model: bool) -> Iterator[Verdict]:
-    yield from machine_checks(settings)
+async def _checks(
+    settings: Settings,
+    base_url: str | None,
+    key: str | None,
+    hashes: bool,
+    skips_model: bool,
+    seed: int,
+) -> AsyncIterator[Verdict]:
+    if base_url:
+        async for verdict in _server_checks(base_url.rstrip("/"), key, seed):
+            yield verdict
+        return
+    for verdict in machine_checks(settings, hashes=hashes):
+        yield verdict
     if not skips_model:
-        yield from asyncio.run(_model_checks(settings))
+        async for verdict in _model_checks(settings, seed):
+            yield verdict
 
 
-def machine_checks(settings: Settings) -> Iterator[Verdict]:
+def machine_checks(settings: Settings, *, hashes: bool = False) -> Iterator[Verdict]:
     """What can be known without loading a model."""
-    from visiongate.gateway.health import versions
+    from visiongate.cli.checks import machine
+    from visiongate.cli.checks.facts import measure
 
-    yield Verdict("system", "ok", f"{platform.system()} {platform.release()}, {_libc()}")
-    yield _python()
-    yield _architecture()
-    yield from (
-        Verdict(
-            f"library {name}", "failed" if version == "missing" else "ok", version, "pip install ."
+    facts = measure(settings)
+    yield from machine.judge_machine(facts, settings.preset)
+    folder, weights = _find_weights(settings)
+    yield weights
+    budgets = _budgets(settings, folder, has_kernels=facts.has_kernels)
+    if budgets:
+        is_gpu = settings.device != "cpu" and bool(facts.gpus)
+        yield machine.judge_memory(facts, budgets, settings.precision, is_gpu=is_gpu)
+        for place in facts.places:
+            download = 0 if folder else budgets[1].weights_bytes + 3 * 10**9
+            needed = download if place.name == "cache" else machine.LOG_BYTES
+            yield machine.judge_place(place, needed)
+    if folder and (hashes or _weights_bytes(folder) <= SMALL_WEIGHTS):
+        yield judge_hashes(folder)
+
+
+def judge_hashes(folder: Path) -> Verdict:
+    """Every file's hash against what was published."""
+    from visiongate import hub
+
+    started = time.monotonic()
+    verdicts = list(hub.verify(folder))
+    seconds = time.monotonic() - started
+    bad = [verdict.name for verdict in verdicts if verdict.is_good is False]
+    known = sum(verdict.is_good is not None for verdict in verdicts)
+    if bad:
+        fix = "the download is damaged: delete the folder and pull again"
+        return Verdict("hashes", "failed", f"wrong: {', '.join(bad)}", "as published", fix)
+    digest = next((v.digest[:16] for v in verdicts if v.name.endswith(".safetensors")), "")
+    measured = f"{known} of {len(verdicts)} files compared in {seconds:.1f} s; weights {digest}…"
+    return Verdict("hashes", "ok", measured, "as published")
+
+
+def _find_weights(settings: Settings) -> tuple[Path | None, Verdict]:
+    """The checkpoint's folder, where it is on this machine and complete."""
+    from importlib import resources
+
+    from visiongate import hub
+    from visiongate.hub.cache import missing_files
+
+    if settings.upstream:
+        return None, Verdict("weights", "ok", f"none: the engine is {settings.upstream}")
+    needed = "a complete checkpoint on this machine"
+    if not settings.model:
+        folder = Path(str(resources.files("visiongate"))) / "mini" / "weights"
+        measured = "the embedded demonstration model"
+        return folder, Verdict("weights", "ok", measured, needed)
+    folder = Path(settings.model).expanduser()
+    if folder.is_dir():
+        missing = missing_files(folder)
+        if missing:
+            fix = "copy the whole folder, or `visiongate pull MODEL --to FOLDER`"
+            measured = f"{folder} lacks {', '.join(missing[:3])}"
+            return None, Verdict("weights", "failed", measured, needed, fix)
+        return folder, Verdict("weights", "ok", str(folder), needed)
+    found = hub.find_cached(settings.model)
+    if found is None:
+        fix = f"visiongate pull {settings.model} (a mirror: HF_ENDPOINT, or --from modelscope)"
+        measured = f"{settings.model} is not in {hub.cache_folder()}"
+        return None, Verdict("weights", "warning", measured, needed, fix)
+    return found, Verdict("weights", "ok", f"{settings.model} at {found}", needed)
+
+
+def _budgets(settings: Settings, folder: Path | None, *, has_kernels: bool) -> tuple[Any, ...]:
+    """The memory table; empty where neither a folder nor a published name tells the shape."""
+    from visiongate.cli.checks.memory import PRECISIONS, budget, published
+    from visiongate.gateway.launch import default_cache_tokens
+    from visiongate.model.config import ModelConfig
+
+    try:
+        config = ModelConfig.from_pretrained(folder) if folder else published(settings.model)
+    except InvalidCheckpoint:
+        return ()
+    if config is None:
+        return ()
+    tokens = settings.cache_tokens or default_cache_tokens(settings)
+    return tuple(
+        budget(
+            config,
+            precision,
+            cache_tokens=tokens,
+            image_area=settings.image_area,
+            has_kernels=has_kernels,
         )
-        for name, version in versions().items()
-        if name not in {"python", "visiongate"}
+        for precision in PRECISIONS
     )
-    yield _cores()
-    yield _memory(settings)
-    for name, folder in (("logs", settings.log_dir), ("data", settings.data_dir)):
-        yield _disk(name, folder)
-    yield _port(settings)
 
 
-def draw_known_answer(seed: int) -> tuple[bytes, str, str]:
-    """A receipt drawn now: its PNG, a question, and the only right answer."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    rng = random.Random(seed)
-    cents = [rng.randint(100, 990) for _ in range(3)]
-    names = rng.sample(["Bread", "Milk", "Apples", "Coffee", "Sugar", "Rice"], 3)
-    picture = Image.new("RGB", (384, 448), "white")
-    pen = ImageDraw.Draw(picture)
-    font, large = ImageFont.load_default(26), ImageFont.load_default(34)
-    pen.text((24, 20), "Corner Store", fill="black", font=large)
-    rows = [(name, price, font) for name, price in zip(names, cents, strict=True)]
-    for number, (name, price, size) in enumerate([*rows, ("Total", sum(cents), large)]):
-        y = 100 + 60 * number
-        pen.text((24, y), name, fill="black", font=size)
-        pen.text((360, y), f"${price / 100:.2f}", fill="black", font=size, anchor="ra")
-    png = io.BytesIO()
-    picture.save(png, "PNG")
-    return png.getvalue(), "What is the total?", f"${sum(cents) / 100:.2f}"
-
-
-async def _model_checks(settings: Settings) -> list[Verdict]:
+async def _model_checks(settings: Settings, seed: int) -> AsyncIterator[Verdict]:
+    """Loads the model here and asks it."""
+    from visiongate.cli.checks.sight import check_sight
     from visiongate.gateway.local import local_model
     from visiongate.gateway.wire import Sampling
 
-    found: list[Verdict] = []
     started = time.monotonic()
     try:
         async with local_model(settings) as model:
             info = model.info
-            value = (
-                f"{info.model_id} {info.revision[:16]}, "
-                f"{info.num_parameters / 1e6:.0f} M parameters, "
-                f"{info.precision} on {info.device} ({info.backend}), {info.num_threads} threads, "
-                f"loaded in {time.monotonic() - started:.1f} s"
+            measured = (
+                f"{info.model_id} {info.revision[:16]}, {info.num_parameters / 1e6:.0f} M "
+                f"parameters, {info.precision} on {info.device} ({info.backend}), "
+                f"{info.num_threads} threads, loaded in {time.monotonic() - started:.1f} s"
             )
-            level: Level = "warning" if info.degraded else "ok"
-            found.append(Verdict("model", level, value, info.degraded))
-            seed = int(time.time())
-            for number in range(NUM_PICTURES):
-                png, question, truth = draw_known_answer(seed + number)
-                answer = await model.answer([png], question, Sampling(temperature=0, max_tokens=64))
-                is_right = truth.strip("$") in answer.text
-                seconds = answer.usage().total_time_ms / 1000
-                found.append(
-                    Verdict(
-                        f"known answer {number + 1}",
-                        "ok" if is_right else "warning",
-                        f"{answer.text[:60]!r}, true is {truth!r}, {seconds:.2f} s "
-                        f"(seed {seed + number})",
-                        "" if is_right else "the model misread this picture; see `visiongate eval`",
-                    )
-                )
+            fix = info.degraded and f"{info.degraded}; check `nvidia-smi`"
+            yield Verdict("model", "warning" if fix else "ok", measured, "loaded", fix)
+
+            async def ask(picture: bytes, question: str) -> str:
+                wish = Sampling(temperature=0, max_tokens=64)
+                return (await model.answer([picture], question, wish)).text
+
+            for verdict in await check_sight(ask, seed):
+                yield verdict
     except VisionGateError as error:
-        found.append(Verdict("model", "failed", error.message, "name a model that is there"))
-    if sum(v.level == "warning" for v in found if v.name.startswith("known")) == NUM_PICTURES:
-        fix = "every known answer was wrong: check the weights and --precision"
-        found.append(Verdict("sight", "failed", f"0 of {NUM_PICTURES} right", fix))
-    return found
+        fix = "see the verdicts above; `visiongate serve --debug` says more"
+        yield Verdict("model", "failed", error.message, "loaded", fix)
 
 
-def _python() -> Verdict:
-    return Verdict("python", "ok", f"{platform.python_version()} (3.10 or later is supported)")
+async def _server_checks(base_url: str, key: str | None, seed: int) -> AsyncIterator[Verdict]:
+    """Asks a running server: is it there, is it ready, does it see?"""
+    import httpx
 
+    from visiongate.cli.checks.sight import check_sight
 
-def _architecture() -> Verdict:
-    machine = platform.machine()
-    flags = _cpu_flags()
-    wide = [
-        name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd") if name in flags
-    ]
-    value = f"{machine}, {', '.join(wide) or 'no vector extension found'}"
-    if machine not in {"x86_64", "AMD64"}:
-        return Verdict("cpu", "warning", value, "works, slower: x86-64 has the fast kernels")
-    if "avx2" not in flags:
-        return Verdict("cpu", "warning", value, "a CPU with AVX2 is several times faster")
-    return Verdict("cpu", "ok", value)
-
-
-def _cores() -> Verdict:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = _cpu_quota()
-    value = f"{usable} usable" + (f", container quota {quota:g}" if quota else "")
-    return Verdict("cores", "ok", value)
-
-
-def _memory(settings: Settings) -> Verdict:
-    from visiongate.gateway.memory import memory_limit, memory_used
-
-    limit, used = memory_limit() / GIB, memory_used() / GIB
-    value = f"{limit:.1f} GB limit, {used:.1f} GB used"
-    needed = NEEDED_GIB[settings.preset]
-    if limit < needed * 0.9:
-        return Verdict("memory", "failed", value, f"{settings.preset} needs {needed:g} GB")
-    if limit - used < needed * 0.5:
-        return Verdict(
-            "memory", "warning", value, f"free some: {settings.preset} needs {needed:g} GB"
-        )
-    return Verdict("memory", "ok", value)
-
-
-def _disk(name: str, folder: Path) -> Verdict:
-    place = next((p for p in (folder, *folder.resolve().parents) if p.is_dir()), Path("/"))
-    free = shutil.disk_usage(place).free / GIB
-    value = f"{folder}: {free:.1f} GB free"
-    if not os.access(place, os.W_OK):
-        return Verdict(f"disk {name}", "failed", f"{folder} cannot be written", "change its owner")
-    if free < 1:
-        return Verdict(f"disk {name}", "warning", value, "free some space")
-    return Verdict(f"disk {name}", "ok", value)
-
-
-def _port(settings: Settings) -> Verdict:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=120) as client:
+        started = time.monotonic()
         try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            fix = "stop what runs there, or choose another with --port"
-            return Verdict("port", "warning", f"{settings.port}: {error.strerror}", fix)
-    return Verdict("port", "ok", f"{settings.port} is free")
+            health = await client.get("/health")
+        except httpx.HTTPError:
+            fix = "not running, another port, or a firewall: docker ps; docker logs NAME | tail -20"
+            yield Verdict("server", "failed", f"{base_url} does not answer", "an answer", fix)
+            return
+        seconds = time.monotonic() - started
+        yield judge_health(health.status_code, health.text, seconds)
+        if health.status_code != 200:
+            return
+        details = await client.get("/health/details")
+        if details.status_code in {401, 403}:
+            fix = "give a key: --key or VISIONGATE_KEY"
+            yield Verdict("key", "failed", f"answered {details.status_code}", "a key", fix)
+            return
+        yield judge_details(details.json())
+
+        async def ask(picture: bytes, question: str) -> str:
+            return await _ask_server(client, picture, question)
+
+        try:
+            for verdict in await check_sight(ask, seed):
+                yield verdict
+        except httpx.HTTPError:
+            fix = "docker logs NAME | tail -20, and error.log"
+            yield Verdict("sight", "failed", "a question was not answered", "answers", fix)
 
 
-def _libc() -> str:
-    return " ".join(platform.libc_ver()) or "unknown C library"
+def judge_health(status: int, text: str, seconds: float) -> Verdict:
+    """What /health says."""
+    measured = f"{status} {text.strip()[:60]} in {seconds:.2f} s"
+    needed = '200 {"status":"healthy"}'
+    if status == 200:
+        return Verdict("server", "ok", measured, needed)
+    fix = "loading: wait, and read model_loading.log; unhealthy: read error.log"
+    return Verdict("server", "failed", measured, needed, fix)
 
 
-def _cpu_flags() -> frozenset[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    line = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return frozenset(line.partition(":")[2].split())
+def judge_details(details: dict[str, Any]) -> Verdict:
+    """What /health/details says of the model."""
+    measured = (
+        f"{details.get('model')} {details.get('precision')} on {details.get('device')}, "
+        f"version {details.get('version')}"
+    )
+    if details.get("demo"):
+        measured += " (the embedded demonstration model)"
+    if details.get("state") != "ready":
+        fix = f"{details.get('reason')}; check `nvidia-smi` on the server"
+        return Verdict("model", "warning", measured, "ready", fix)
+    return Verdict("model", "ok", measured, "ready")
 
 
-def _cpu_quota() -> float:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return 0.0
-    return 0.0 if quota == "max" else int(quota) / int(period)
+async def _ask_server(client: httpx.AsyncClient, picture: bytes, question: str) -> str:
+    url = "data:image/*;base64," + base64.b64encode(picture).decode()
+    content = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": question},
+    ]
+    body = {
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": 64,
+    }
+    response = await client.post("/v1/chat/completions", json=body)
+    if response.status_code != 200:
+        return f"(answered {response.status_code})"
+    return str(response.json()["choices"][0]["message"]["content"])
 
 
-def _is_fit(verdicts: list[Verdict]) -> bool:
-    return all(verdict.level != "failed" for verdict in verdicts)
+def _weights_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def _print(verdict: Verdict) -> None:
-    mark = {"ok": "ok  ", "warning": "warn", "failed": "FAIL"}[verdict.level]
-    print(f"{mark}  {verdict.name:<20} {verdict.value}", flush=True)
+    print(f"{_MARKS[verdict.level]}  {verdict.name:<18} {verdict.measured}", flush=True)
+    for line in verdict.details:
+        print(f"      {'':<18} {line}")
+    if verdict.level != "ok":
+        print(f"      {'':<18} needed: {verdict.needed}")
     if verdict.fix and verdict.level != "ok":
-        print(f"      {'':<20} -> {verdict.fix}", flush=True)
+        print(f"      {'':<18} -> {verdict.fix}", flush=True)
