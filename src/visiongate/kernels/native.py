@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from visiongate.kernels.packed import PackedLinear
+    from visiongate.kernels.packed import PackedLinear, Precision
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
         *(_I64, _I64, _I64, _I64, _I64, _I64),
         *(_PTR, _PTR, _PTR, _I64, _I64, _I64, _INT, _F32),
     ),
+    "vg_probe_read": (_PTR, _I64),
+    "vg_probe_products": (_INT, _I64),
     "vg_rms_norm": (_PTR, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _F32),
     "vg_layer_norm": (_PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _F32),
     "vg_silu_mul": (_PTR, _PTR, _INT, _I64, _I64),
@@ -120,6 +122,8 @@ def _load() -> ctypes.CDLL | None:
         function = getattr(found, name)
         function.argtypes = arguments
         function.restype = None
+    found.vg_probe_read.restype = ctypes.c_float
+    found.vg_probe_products.restype = ctypes.c_double
     found.vg_select.argtypes = (ctypes.c_char_p,)
     found.vg_select.restype = ctypes.c_int
     found.vg_level.argtypes = ()
@@ -230,6 +234,22 @@ def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
         *(weight.data_ptr(), _TYPES[weight.dtype], panels.data_ptr(), scale.data_ptr(), N, K)
     )
     return panels, scale
+
+
+def probe_read(buffer: Tensor) -> None:
+    """Reads a buffer once with all threads: as fast as weights could ever be read."""
+    _lib().vg_probe_read(buffer.data_ptr(), buffer.nbytes)
+
+
+def probe_products(precision: Precision, num_rounds: int) -> float:
+    """Multiplies in registers with all threads; the number of operations done."""
+    product = _PRODUCTS[precision, precision]
+    return float(_lib().vg_probe_products(product, num_rounds))
+
+
+def empty_in_huge_pages(num_bytes: int) -> Tensor:
+    """Bytes in huge pages, as packed weights are held."""
+    return _empty_panels(num_bytes, torch.uint8)
 
 
 def _address(t: Tensor | None) -> int | None:

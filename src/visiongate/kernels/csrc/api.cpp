@@ -137,6 +137,14 @@ API void vg_norm_rope(const void* x, int64_t x_stride, const float* weight, cons
   level->norm_rope({x, x_stride, weight, cos, sin, y, (Type)type, T, H, D, eps});
 }
 
+API float vg_probe_read(const void* buffer, int64_t num_bytes) {
+  return level->probe_read(buffer, num_bytes);
+}
+
+API double vg_probe_products(int product, int64_t num_rounds) {
+  return level->probe_products((Product)product, num_rounds);
+}
+
 API void vg_store_kv(const void* k, int64_t k_stride, const void* v, int64_t v_stride, int type,
                      void* key_cache, void* value_cache, int cache_type, const int64_t* slots,
                      int64_t T, int64_t width) {

@@ -111,6 +111,8 @@ struct Level {
   void (*gelu_tanh)(const void* x, void* y, Type type, int64_t count);
   void (*norm_rope)(const RopeCall&);
   void (*store_kv)(const StoreCall&);
+  float (*probe_read)(const void* buffer, int64_t num_bytes);
+  double (*probe_products)(Product product, int64_t num_rounds);
 };
 
 // Null when the library was built for a processor family without the level.

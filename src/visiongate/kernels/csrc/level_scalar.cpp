@@ -8,6 +8,7 @@
 #include "attention.h"
 #include "linear.h"
 #include "packing.h"
+#include "probe.h"
 #include "small.h"
 
 namespace visiongate {
@@ -16,6 +17,7 @@ const Level* scalar_level() {
   static const Level level = {
       "scalar", pack,     linear,   embedding, attention, rms_norm,
       layer_norm, silu_mul, gelu_tanh, norm_rope, store_kv,
+      probe_read, probe_products,
   };
   return &level;
 }

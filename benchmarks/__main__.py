@@ -1,0 +1,48 @@
+"""The command line: `python -m benchmarks --help`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from benchmarks import checkpoint, kernels, standard
+from benchmarks.runners import ENGINES
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "what", nargs="?", default="work", choices=("work", "kernels", "checkpoint")
+    )
+    parser.add_argument("--works", type=_list, default=["W1", "W2", "W3", "W4", "W5"])
+    parser.add_argument("--precision", type=_list, default=["float32", "bfloat16", "int8"])
+    parser.add_argument("--engines", type=_list, default=list(ENGINES))
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=standard.default_threads())
+    parser.add_argument("--apart", action="store_true", help="load one engine at a time")
+    parser.add_argument(
+        "--openvino", default="", metavar="FOLDER", help="exported; may hold {precision}"
+    )
+    parser.add_argument("--llama-server", default="", metavar="URL")
+    parser.add_argument("--checkpoint", type=Path, default=checkpoint.default_folder())
+    return parser.parse_args()
+
+
+def _list(text: str) -> list[str]:
+    return text.split(",")
+
+
+def main() -> None:
+    arguments = parse()
+    if arguments.what == "kernels":
+        kernels.run(arguments.runs)
+        return
+    folder = checkpoint.ensure(arguments.checkpoint)
+    if arguments.what == "checkpoint":
+        print(folder)
+        return
+    standard.run(arguments, str(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""Engines that can do the work: ours, and those that a user would pick instead.
+
+Each runs in a process of its own (`serve`), so that memory and loading are its own, and answers
+one line of JSON for each line that it gets. A peer whose package is not installed says so and is
+skipped.
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import importlib.util
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import workloads
+from benchmarks.workloads import Ask, Work
+
+Times = list[list[float]]
+"""For each request: when it was sent, then when each of its tokens came, in seconds."""
+
+
+class Skip(Exception):
+    """This engine cannot run here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What an engine is started with."""
+
+    engine: str
+    precision: str
+    checkpoint: str
+    num_threads: int
+    location: str = ""  # an exported model or a server's URL, for peers that need one
+
+
+class Runner(abc.ABC):
+    """One loaded engine."""
+
+    works: tuple[str, ...] = ("W1", "W2")
+
+    @abc.abstractmethod
+    def run(self, work: Work) -> Times:
+        """Does one work."""
+
+
+class Ours(Runner):
+    """VisionGate's engine in this process."""
+
+    works = ("W1", "W2", "W3", "W4", "W5")
+
+    def __init__(self, options: Options) -> None:
+        from visiongate import kernels
+        from visiongate.engine.engine import Engine
+        from visiongate.engine.prompt import PromptBuilder
+        from visiongate.engine.types import EngineSettings
+
+        precision: Any = options.precision
+        settings = EngineSettings(precision=precision, num_threads=options.num_threads)
+        kernels.set_num_threads(options.num_threads)
+        self.engine = Engine.from_pretrained(options.checkpoint, settings)
+        self.builder = PromptBuilder.from_pretrained(options.checkpoint)
+
+    def run(self, work: Work) -> Times:
+        """Adds requests when they are due and steps until all have ended."""
+        requests = [self._request(work.name, i, ask) for i, ask in enumerate(work.asks)]
+        times: Times = [[] for _ in requests]
+        num_ended = num_sent = 0
+        while num_ended < len(requests):
+            while num_sent < len(requests) and self._is_due(work.asks, num_sent, num_ended, times):
+                times[num_sent].append(time.perf_counter())
+                self.engine.add(requests[num_sent])
+                num_sent += 1
+            for event in self.engine.step():
+                if event.error is not None:
+                    raise event.error
+                index = int(event.request_id.rsplit("-", 1)[1])
+                times[index] += [time.perf_counter()] * event.num_tokens
+                num_ended += event.is_final
+        return times
+
+    @staticmethod
+    def _is_due(asks: tuple[Ask, ...], index: int, num_ended: int, times: Times) -> bool:
+        after = asks[index].after_tokens
+        return num_ended == index if after < 0 else after == 0 or len(times[0]) > after
+
+    def _request(self, name: str, index: int, ask: Ask) -> Any:
+        from visiongate.engine import image
+        from visiongate.engine.prompt import Message
+        from visiongate.engine.types import Request, SamplingParams
+
+        messages = []
+        for turn in ask.turns:
+            picture = () if turn.picture is None else (image.decode(workloads.png(*turn.picture)),)
+            messages.append(Message(turn.role, (*picture, turn.text)))
+        params = SamplingParams(max_tokens=ask.num_new_tokens, ignore_eos=True, guard=False)
+        return Request(f"{name}-{index}", self.builder.build(messages), params)
+
+
+class Transformers(Runner):
+    """The reference implementation, as its documentation uses it."""
+
+    def __init__(self, options: Options) -> None:
+        require("transformers")
+        import torch
+        from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+
+        if options.precision == "int8":
+            raise Skip("has no int8 path for this model on the CPU")
+        torch.set_num_threads(options.num_threads)
+        self.processor = AutoProcessor.from_pretrained(options.checkpoint)
+        self.model = Qwen3VLForConditionalGeneration.from_pretrained(
+            options.checkpoint, dtype=getattr(torch, options.precision)
+        ).eval()
+
+    def run(self, work: Work) -> Times:
+        """One `generate` for each request, one after another."""
+        return [self._generate(ask) for ask in work.asks]
+
+    def _generate(self, ask: Ask) -> list[float]:
+        times = [time.perf_counter()]
+        messages = []
+        for turn in ask.turns:
+            content: list[dict[str, Any]] = [{"type": "text", "text": turn.text}]
+            if turn.picture is not None:
+                content.insert(0, {"type": "image", "image": workloads.picture(*turn.picture)})
+            messages.append({"role": turn.role, "content": content})
+        inputs = self.processor.apply_chat_template(
+            messages,
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self.model.dtype)
+        clock = _TokenClock(times)
+        count = ask.num_new_tokens
+        self.model.generate(
+            **inputs, max_new_tokens=count, min_new_tokens=count, do_sample=False, streamer=clock
+        )
+        return times
+
+
+class _TokenClock:
+    """A streamer that writes down when tokens come; the first call brings the prompt."""
+
+    def __init__(self, times: list[float]) -> None:
+        self.times = times
+        self.has_prompt = False
+
+    def put(self, value: object) -> None:
+        """Called with the prompt, then with every token."""
+        if self.has_prompt:
+            self.times.append(time.perf_counter())
+        self.has_prompt = True
+
+    def end(self) -> None:
+        """Called after the last token."""
+
+
+class OpenVino(Runner):
+    """OpenVINO GenAI over an exported model (`optimum-cli export openvino`)."""
+
+    def __init__(self, options: Options) -> None:
+        require("openvino_genai")
+        openvino_genai: Any = importlib.import_module("openvino_genai")
+        if not options.location:
+            raise Skip("needs an exported model: --openvino FOLDER")
+        hint = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}[options.precision]
+        folder = Path(options.location.format(precision=options.precision))
+        if not folder.is_dir():
+            raise Skip(f"no exported model in {folder}")
+        self.pipeline = openvino_genai.VLMPipeline(
+            str(folder),
+            "CPU",
+            INFERENCE_PRECISION_HINT=hint,
+            INFERENCE_NUM_THREADS=options.num_threads,
+        )
+
+    def run(self, work: Work) -> Times:
+        """One generation for each request, one after another."""
+        import numpy as np
+
+        openvino: Any = importlib.import_module("openvino")
+
+        results: Times = []
+        for ask in work.asks:
+            times = [time.perf_counter()]
+            pictures = [
+                openvino.Tensor(np.asarray(workloads.picture(*turn.picture)))
+                for turn in ask.turns
+                if turn.picture is not None
+            ]
+            self.pipeline.generate(
+                "\n".join(turn.text for turn in ask.turns),
+                images=pictures,
+                max_new_tokens=ask.num_new_tokens,
+                ignore_eos=True,
+                streamer=lambda _, times=times: times.append(time.perf_counter()) or False,
+            )
+            results.append(times)
+        return results
+
+
+class LlamaServer(Runner):
+    """A llama-server that the user has started with this model; --llama-server URL."""
+
+    works = ("W1", "W2", "W3", "W4", "W5")
+
+    def __init__(self, options: Options) -> None:
+        require("httpx")
+        if not options.location:
+            raise Skip("needs a running server: --llama-server URL")
+        self.url = options.location.rstrip("/") + "/v1/chat/completions"
+
+    def run(self, work: Work) -> Times:
+        """Sends requests from threads when they are due."""
+        times: Times = [[] for _ in work.asks]
+        threads: list[threading.Thread] = []
+        for index, ask in enumerate(work.asks):
+            if ask.after_tokens < 0:
+                for thread in threads:
+                    thread.join()
+            while ask.after_tokens > 0 and len(times[0]) <= ask.after_tokens:
+                time.sleep(0.01)
+            threads.append(threading.Thread(target=self._stream, args=(ask, times[index])))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+        return times
+
+    def _stream(self, ask: Ask, times: list[float]) -> None:
+        import httpx
+
+        body = {
+            "messages": workloads.openai_messages(ask.turns),
+            "max_tokens": ask.num_new_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        times.append(time.perf_counter())
+        with httpx.stream("POST", self.url, json=body, timeout=600) as response:
+            response.raise_for_status()
+            for line in response.iter_lines():
+                if line.startswith("data: {") and json.loads(line[6:]).get("choices"):
+                    delta = json.loads(line[6:])["choices"][0].get("delta", {})
+                    if delta.get("content"):
+                        times.append(time.perf_counter())
+
+
+ENGINES: dict[str, Callable[[Options], Runner]] = {
+    "visiongate": Ours,
+    "transformers": Transformers,
+    "openvino": OpenVino,
+    "llama-server": LlamaServer,
+}
+
+
+def require(package: str) -> None:
+    """Raises Skip when a package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise Skip(f"the package {package} is not installed")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def serve() -> None:
+    """The child: options on the first line, then a work's name and run on each."""
+    options = Options(**json.loads(sys.stdin.readline()))
+    begin = time.perf_counter()
+    try:
+        runner = ENGINES[options.engine](options)
+    except Skip as reason:
+        reply({"skipped": str(reason)})
+        return
+    reply({"ready_seconds": time.perf_counter() - begin, "works": runner.works})
+    for line in sys.stdin:
+        name, run = line.split()
+        times = runner.run(workloads.build(name, int(run)))
+        reply({"times": times, "peak_bytes": peak_bytes()})
+
+
+def reply(message: dict[str, Any]) -> None:
+    """One line for the parent; engines may print other lines."""
+    print("BENCH " + json.dumps(message), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
