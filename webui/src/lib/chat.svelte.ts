@@ -193,6 +193,7 @@ class Chat {
     });
     round.state = "thinking";
     const text = new SmoothText(round);
+    let session = "";
     try {
       for await (const event of serverEvents(response)) {
         if (event.data === "[DONE]") break;
@@ -203,7 +204,7 @@ class Chat {
           continue;
         }
         if (chunk.error) throw new ApiError(502, chunk.error.message);
-        if (chunk.session_id) conversation.sessionId = chunk.session_id;
+        if (chunk.session_id) session = chunk.session_id;
         const choice = chunk.choices?.[0];
         if (choice?.delta?.content) text.add(choice.delta.content);
         if (choice?.finish_reason) round.finish = choice.finish_reason;
@@ -215,6 +216,7 @@ class Chat {
       text.flush();
     }
     if (!round.finish && !signal.aborted) throw new ApiError(0, "");
+    if (session) conversation.sessionId = session; // the server keeps complete rounds only
   }
 
   /** A request that continues the session, or carries the whole conversation to open a new one. */
@@ -273,14 +275,14 @@ class SmoothText {
       this.round.state = "streaming";
     }
     this.#pending += delta;
-    if (this.#timer) return;
+    if (this.round.answer === "") this.flush(); // the first text is shown without waiting
+    if (this.#timer || !this.#pending) return;
     const show = () => this.flush();
     this.#timer = document.hidden ? window.setTimeout(show, 50) : requestAnimationFrame(show);
   }
 
   flush(): void {
     this.#timer = 0;
-    if (!this.#pending) return;
     this.round.answer += this.#pending;
     this.#pending = "";
   }
