@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.gateway.serving import Server, serve
+from tests.gateway.serving import Server, command, serve
 
 
 @pytest.fixture(scope="session")
@@ -16,9 +16,37 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def slow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with little patience for slow uploads, two keys and small limits."""
+def tight_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One place, one waiting place, little patience with slow uploads."""
     with serve(
-        tmp_path_factory.mktemp("slow"), VISIONGATE_UPLOAD_SECONDS="2", MAX_CONCURRENCY="1"
+        tmp_path_factory.mktemp("tight"),
+        VISIONGATE_UPLOAD_SECONDS="2",
+        VISIONGATE_MAX_QUEUE="1",
+        MAX_CONCURRENCY="1",
     ) as found:
         yield found
+
+
+ADMIN_KEY = "an-administrators-key-for-tests"
+
+
+@pytest.fixture(scope="session")
+def keyed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that asks for keys; one key comes from its environment."""
+    with serve(
+        tmp_path_factory.mktemp("keyed"),
+        VISIONGATE_API_KEYS=ADMIN_KEY,
+        VISIONGATE_CORS_ORIGINS="https://shop.example",
+    ) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def make_key(keyed_server: Server) -> Callable[..., str]:
+    """Makes a key on the command line while the server runs."""
+
+    def make(*arguments: str) -> str:
+        found = command(keyed_server.folder, "keys", "create", *arguments)
+        return next(line.split()[1] for line in found.splitlines() if line.startswith("key:"))
+
+    return make

@@ -59,8 +59,7 @@ def serve(
     folder: Path, *arguments: str, waits: bool = True, **environment: str
 ) -> Iterator[Server]:
     """A server on a free port, stopped at the end; `waits` until it says that it is ready."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("VISIONGATE_") or k in _KEPT}
-    env |= {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1", **environment}
+    env = _environment() | environment
     process = subprocess.Popen(
         [sys.executable, "-c", START, "serve", "--port", "0", *arguments],
         cwd=folder,
@@ -86,6 +85,25 @@ def serve(
         reader.join(5)
         if process.stdout is not None:
             process.stdout.close()
+
+
+def command(folder: Path, *arguments: str, status: int = 0) -> str:
+    """What a command of ours prints; it must end with `status`."""
+    found = subprocess.run(
+        [sys.executable, "-c", START, *arguments],
+        cwd=folder,
+        env=_environment() | {"COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert found.returncode == status, found.stdout + found.stderr
+    return found.stdout + (found.stderr if status else "")
+
+
+def _environment() -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("VISIONGATE_") or k in _KEPT}
+    return env | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
 
 
 def stop(process: subprocess.Popen[str]) -> None:
@@ -146,6 +164,22 @@ def question(data: bytes, text: str, **fields: Any) -> dict[str, Any]:
     image = {"type": "image_url", "image_url": {"url": data_url(data)}}
     content = [image, {"type": "text", "text": text}]
     return {"messages": [{"role": "user", "content": content}], **fields}
+
+
+def endless(**fields: Any) -> dict[str, Any]:
+    """A body whose answer goes on for seconds: a number without an end."""
+    schema = {"type": "object", "properties": {"x": {"type": "string", "minLength": 3000}}}
+    response_format = {
+        "type": "json_schema",
+        "json_schema": {"name": "long", "schema": schema | {"required": ["x"]}},
+    }
+    return {
+        "messages": [{"role": "user", "content": "Say something long."}],
+        "response_format": response_format,
+        "max_tokens": 2000,
+        "repetition_guard": False,
+        **fields,
+    }
 
 
 def events(response: requests.Response) -> list[tuple[str, Any]]:

@@ -376,8 +376,8 @@ def test_a_data_url_is_read_without_believing_its_type(server: Server) -> None:
     assert answer["choices"][0]["message"]["content"] == "$20.47"
 
 
-def test_a_slow_upload_is_cut_off(slow_server: Server) -> None:
-    host, port = slow_server.url.removeprefix("http://").split(":")
+def test_a_slow_upload_is_cut_off(tight_server: Server) -> None:
+    host, port = tight_server.url.removeprefix("http://").split(":")
     start = time.monotonic()
     with socket.create_connection((host, int(port)), timeout=20) as wire:
         wire.sendall(

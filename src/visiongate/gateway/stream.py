@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any, Final, TypeVar
@@ -119,9 +118,13 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 async def _end(task: asyncio.Future[Any]) -> None:
-    """Cancels a task and waits until it has ended; its result stays readable."""
-    if task.done():
-        return
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await task
+    """Cancels a task and waits until it has ended; its result stays readable.
+
+    Asked again and again, because `asyncio.wait_for` before Python 3.12 can swallow a cancellation
+    that arrives together with its result.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.2)
+    if not task.cancelled():
+        task.exception()  # looked at, so that asyncio does not report it as forgotten
