@@ -172,7 +172,7 @@ def test_the_preview_of_a_turned_photo_is_upright(visit: Visit) -> None:
         "async (img) => (await img.decode(), [img.naturalWidth, img.naturalHeight])"
     )
     assert size[0] < size[1]
-    expect(visit.page.locator(".size")).to_contain_text("200 × 400")
+    expect(visit.page.locator(".size")).to_contain_text("200 × 400 · 1 kB")
 
 
 # Sending

@@ -63,6 +63,7 @@ def test_the_page_shows_a_lost_service_and_returns_by_itself_after_a_restart(
     with serve(tmp_path, "--port", port, waits=False):
         assert "$20.47" in visit.answer(which)
         expect(light).to_have_attribute("data-light", "green")
+        visit.page.context.close()
     visit.faults = [fault for fault in visit.faults if "ERR_" not in fault]
 
 

@@ -131,7 +131,7 @@ function isFields(value: unknown): value is Fields {
 
 function cellText(value: unknown): string {
   if (value === null || value === undefined) return "";
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+  return typeof value === "object" ? JSON.stringify(value).replaceAll(",", ", ") : String(value);
 }
 
 /** JSON as tables: a list of records is one table; an object is its fields, then its lists. */

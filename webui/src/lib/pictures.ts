@@ -113,8 +113,9 @@ export function release(picture: Picture): void {
   }
 }
 
-/** Bytes as megabytes for people. */
+/** Bytes for people. */
 export function mb(bytes: number): string {
+  if (bytes < 100 * 1024) return `${Math.max(1, Math.round(bytes / 1024))} kB`;
   const value = bytes / (1024 * 1024);
   return `${value.toFixed(value < 10 && !Number.isInteger(value) ? 1 : 0)} MB`;
 }
