@@ -20,6 +20,7 @@ from visiongate.engine.worker import (
     FromWorker,
     Heartbeat,
     Loading,
+    LogRecord,
     Ready,
     ToWorker,
     WorkerProcess,
