@@ -59,7 +59,7 @@ def serve(
     folder: Path, *arguments: str, waits: bool = True, **environment: str
 ) -> Iterator[Server]:
     """A server on a free port, stopped at the end; `waits` until it says that it is ready."""
-    env = _environment() | environment
+    env = environment_of_tests() | environment
     process = subprocess.Popen(
         [sys.executable, "-c", START, "serve", "--port", "0", *arguments],
         cwd=folder,
@@ -92,7 +92,7 @@ def command(folder: Path, *arguments: str, status: int = 0) -> str:
     found = subprocess.run(
         [sys.executable, "-c", START, *arguments],
         cwd=folder,
-        env=_environment() | {"COLUMNS": "200"},
+        env=environment_of_tests() | {"COLUMNS": "200"},
         capture_output=True,
         text=True,
         timeout=100,
@@ -101,7 +101,8 @@ def command(folder: Path, *arguments: str, status: int = 0) -> str:
     return found.stdout + (found.stderr if status else "")
 
 
-def _environment() -> dict[str, str]:
+def environment_of_tests() -> dict[str, str]:
+    """This process's environment, without settings of ours."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("VISIONGATE_") or k in _KEPT}
     return env | {"PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
 

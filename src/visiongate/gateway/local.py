@@ -47,11 +47,15 @@ class LocalModel:
     async def prepare(
         self, pictures: Sequence[bytes], question: str, wish: Sampling | None = None
     ) -> Answer:
-        """An answer that is ready to be generated."""
-        params = params_of(self.settings, self.intake.generation, wish or Sampling())
+        """An answer to one question, ready to be generated."""
         parts: tuple[str | Picture, ...] = (*(Picture(data) for data in pictures), question)
+        return await self.prepare_turns([Turn("user", parts)], wish)
+
+    async def prepare_turns(self, turns: Sequence[Turn], wish: Sampling | None = None) -> Answer:
+        """The next answer of a conversation, ready to be generated."""
+        params = params_of(self.settings, self.intake.generation, wish or Sampling())
         note = Note(new_request_id(), "-", "CLI", "-")
-        return await self._answers.prepare(Ask((Turn("user", parts),), params, ANYBODY), note)
+        return await self._answers.prepare(Ask(tuple(turns), params, ANYBODY), note)
 
     async def stream(
         self, pictures: Sequence[bytes], question: str, wish: Sampling | None = None
