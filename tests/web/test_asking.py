@@ -172,7 +172,7 @@ def test_the_preview_of_a_turned_photo_is_upright(visit: Visit) -> None:
         "async (img) => (await img.decode(), [img.naturalWidth, img.naturalHeight])"
     )
     assert size[0] < size[1]
-    expect(visit.page.locator(".size")).to_contain_text("200 × 400 · 1 kB")
+    expect(visit.page.locator(".size")).to_contain_text("200 × 400 · 2 kB")
 
 
 # Sending
@@ -396,7 +396,7 @@ def test_an_answer_can_be_asked_for_again_and_a_question_changed(visit: Visit) -
     visit.button("Answer again").click()
     assert "2026-03-14" in visit.answer(visit.rounds().first)
     visit.button("Edit and resend").click()
-    visit.page.get_by_label("Edit and resend").fill("What is the store name?")
+    visit.page.get_by_role("textbox", name="Edit and resend").fill("What is the store name?")
     visit.page.keyboard.press("Enter")
     assert "Harbor Market" in visit.answer(visit.rounds().first)
     assert visit.rounds().count() == 1
