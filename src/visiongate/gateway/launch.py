@@ -7,9 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from visiongate import hub
 from visiongate.engine.types import EngineSettings, WorkerSettings
 from visiongate.errors import InvalidSettings
 from visiongate.gateway.backend import Backend
+from visiongate.gateway.download import DownloadingBackend
 from visiongate.gateway.memory import MIB, memory_limit
 from visiongate.gateway.settings import Settings
 from visiongate.gateway.upstream import Upstream
@@ -21,17 +23,21 @@ EMBEDDED_ID: Final = "visiongate-mini"
 
 
 def make_backend(settings: Settings) -> Backend:
-    """The upstream server, or local workers."""
+    """The upstream server, or local workers, after a download where the model is not here yet."""
     if settings.upstream:
         return Upstream(settings)
     from visiongate.gateway.pool import WorkerPool
 
-    return WorkerPool(workers_of(settings))
+    folder = find_model(settings)
+    if folder is None:
+        return DownloadingBackend(
+            settings.model, lambda path: WorkerPool(workers_of(settings, path))
+        )
+    return WorkerPool(workers_of(settings, folder))
 
 
-def workers_of(settings: Settings) -> list[WorkerSettings]:
-    """One worker for each device."""
-    path = find_model(settings)
+def workers_of(settings: Settings, path: Path) -> list[WorkerSettings]:
+    """One worker for each device, loading the checkpoint in `path`."""
     model_id = settings.model_name or (settings.model or EMBEDDED_ID)
     if Path(model_id).exists():
         model_id = Path(model_id).resolve().name
@@ -53,8 +59,11 @@ def workers_of(settings: Settings) -> list[WorkerSettings]:
     ]
 
 
-def find_model(settings: Settings) -> Path:
-    """The checkpoint's folder; raises InvalidSettings with what to do when it is not there."""
+def find_model(settings: Settings) -> Path | None:
+    """The checkpoint's folder; None for a hub's id that has to be downloaded.
+
+    Raises InvalidSettings with what to do when there can be no such model.
+    """
     if not settings.model:
         return Path(str(resources.files("visiongate"))) / "mini" / "weights"
     folder = Path(settings.model).expanduser()
@@ -62,16 +71,12 @@ def find_model(settings: Settings) -> Path:
         return folder
     if folder.exists() or settings.model.startswith((".", "/", "~")):
         raise InvalidSettings(f"model={settings.model} is not a checkpoint folder (no config.json)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(settings.model, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):
-        raise InvalidSettings(
-            f"the model {settings.model} is not on this machine: fetch it with "
-            f"`visiongate pull {settings.model}`, or set MODEL_PATH to its folder"
-        ) from None
+        return hub.resolve(settings.model, offline=True)
+    except hub.DownloadFailed as error:
+        if hub.is_offline():
+            raise InvalidSettings(error.message) from None
+        return None
 
 
 def devices_of(settings: Settings) -> list[str]:

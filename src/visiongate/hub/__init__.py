@@ -12,7 +12,7 @@ process was killed (a fresh temporary name each time), and compares sizes but no
 from __future__ import annotations
 
 from visiongate.hub.cache import Verdict, cache_folder, find_cached, verify
-from visiongate.hub.pull import Progress, pull, resolve
+from visiongate.hub.pull import Progress, is_offline, pull, resolve
 from visiongate.hub.sources import DownloadFailed, Source
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Verdict",
     "cache_folder",
     "find_cached",
+    "is_offline",
     "pull",
     "resolve",
     "verify",
