@@ -48,7 +48,7 @@ def doctor(
     ] = None,
     key: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(envvar="VISIONGATE_KEY", help="A key of the running server."),
+        typer.Option(envvar="VISIONGATE_API_KEY", help="A key of the running server."),
     ] = None,
     hashes: Annotated[
         bool, typer.Option("--hashes", help="Hash large weights too (seconds a gigabyte).")
@@ -248,7 +248,7 @@ async def _server_checks(base_url: str, key: str | None, seed: int) -> AsyncIter
             return
         details = await client.get("/health/details")
         if details.status_code in {401, 403}:
-            fix = "give a key: --key or VISIONGATE_KEY"
+            fix = "give a key: --key or VISIONGATE_API_KEY"
             yield Verdict("key", "failed", f"answered {details.status_code}", "a key", fix)
             return
         yield judge_details(details.json())

@@ -129,7 +129,7 @@ def judge_door(facts: Facts) -> Verdict:
     needed = "keys beyond this machine"
     if is_local or facts.has_keys:
         return Verdict("door", "ok", measured, needed)
-    fix = "set VISIONGATE_API_KEYS=…, or `visiongate keys add`"
+    fix = "set VISIONGATE_API_KEYS=…, or `visiongate keys create`"
     return Verdict("door", "warning", measured, needed, fix)
 
 
