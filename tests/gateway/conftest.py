@@ -17,11 +17,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def tight_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One place, one waiting place, little patience with slow uploads."""
+    """One place, one waiting place, little patience, quick heartbeats, pictures by URL."""
     with serve(
         tmp_path_factory.mktemp("tight"),
         VISIONGATE_UPLOAD_SECONDS="2",
         VISIONGATE_MAX_QUEUE="1",
+        VISIONGATE_HEARTBEAT_SECONDS="0.2",
+        VISIONGATE_IMAGE_HOSTS="localhost",
+        VISIONGATE_PRIVATE_IMAGE_HOSTS="true",
         MAX_CONCURRENCY="1",
     ) as found:
         yield found

@@ -153,17 +153,15 @@ def test_the_page_and_docs_ask_no_other_host(server: Server) -> None:
     assert server.get(f"/samples/{samples[0]['file']}").content == example()
 
 
-def test_a_streamed_answer_has_heartbeats_while_it_waits(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    folder = tmp_path_factory.mktemp("beat")
-    with serve(folder, VISIONGATE_HEARTBEAT_SECONDS="0.2", MAX_CONCURRENCY="1") as own:
-        with own.post("/v1/chat/completions", endless(stream=True), stream=True) as first:
-            next(first.iter_lines())
-            body = question(example(), TOTAL, stream=True)
-            with own.post("/v1/chat/completions", body, stream=True) as second:
-                lines = second.iter_lines()
-                seen = [next(line for line in lines if line) for _ in range(3)]
-        assert b": keep-alive" in seen
-        done = events(own.post("/v1/chat/completions", body, stream=True))
+def test_a_streamed_answer_has_heartbeats_while_it_waits(tight_server: Server) -> None:
+    url = "/v1/chat/completions"
+    body = question(example(), TOTAL, stream=True)
+    with tight_server.post(url, endless(stream=True), stream=True) as first:
+        next(first.iter_lines())
+        with tight_server.post(url, body, stream=True) as second:
+            lines = second.iter_lines()
+            seen = [next(line for line in lines if line) for _ in range(3)]
+    assert b": keep-alive" in seen
+    wait_for(lambda: tight_server.get("/api/status").json()["queue"]["running"] == 0)
+    done = events(tight_server.post(url, body, stream=True))
     assert done[-1] == ("", "[DONE]")
