@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ _PRODUCTS = {
 _I64, _INT, _F32, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vg_set_num_threads": (_INT,),
+    "vg_keep_freed_memory": (),
     "vg_advise_huge": (_PTR, _I64),
     "vg_release_pages": (_PTR, _I64),
     "vg_pack_bf16": (_PTR, _PTR, _I64, _I64),
@@ -110,18 +112,19 @@ def use_backend(name: str) -> Backend:
 
 
 def _load() -> ctypes.CDLL | None:
-    """The library beside this file, or None when it was not built (or for another machine)."""
+    """The library beside this file, or None when it was not built, or from other sources."""
     path = Path(__file__).with_name("_native.so")
+    if not path.exists():
+        return None
     try:
         found = ctypes.CDLL(str(path))
-    except OSError as error:
-        if path.exists():
-            logger.warning("the kernel library cannot be used, torch computes: %s", error)
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(found, name)
+            function.argtypes = arguments
+            function.restype = None
+    except (OSError, AttributeError) as error:
+        logger.warning("the kernel library cannot be used, torch computes: %s", error)
         return None
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(found, name)
-        function.argtypes = arguments
-        function.restype = None
     found.vg_probe_read.restype = ctypes.c_float
     found.vg_probe_products.restype = ctypes.c_double
     found.vg_select.argtypes = (ctypes.c_char_p,)
@@ -129,6 +132,7 @@ def _load() -> ctypes.CDLL | None:
     found.vg_level.argtypes = ()
     found.vg_level.restype = ctypes.c_char_p
     found.vg_set_num_threads(_num_threads)
+    found.vg_keep_freed_memory()
     return found
 
 
@@ -197,10 +201,12 @@ def _is_file_backed(t: Tensor) -> bool:
 
 
 def _empty_panels(num_elements: int, dtype: torch.dtype) -> Tensor:
-    """Memory for panels, in huge pages where it is large."""
-    t = torch.empty(num_elements, dtype=dtype)
-    if t.nbytes >= 2 * _HUGE_PAGE_BYTES:
-        _lib().vg_advise_huge(t.data_ptr(), t.nbytes)
+    """Memory for panels: where they are large, a mapping of their own, in huge pages."""
+    num_bytes = num_elements * dtype.itemsize
+    if num_bytes < 2 * _HUGE_PAGE_BYTES:
+        return torch.empty(num_elements, dtype=dtype)
+    t = torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype)
+    _lib().vg_advise_huge(t.data_ptr(), t.nbytes)
     return t
 
 

@@ -1,4 +1,7 @@
 // The library's C functions, as native.py calls them, and the choice of a level at run time.
+#if defined(__linux__)
+#include <malloc.h>
+#endif
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -77,6 +80,16 @@ API void vg_advise_huge(void* address, int64_t num_bytes) {
 
 API void vg_release_pages(void* address, int64_t num_bytes) {
   Pages(address, num_bytes).advise(MADV_DONTNEED);
+}
+
+// Keeps freed blocks of up to 256 MB in the process instead of giving them back at once. The system
+// clears every page that it hands out: for a picture's activations that took a third of the time of
+// an int8 layer.
+API void vg_keep_freed_memory() {
+#if defined(M_MMAP_THRESHOLD) && defined(M_TRIM_THRESHOLD)
+  mallopt(M_MMAP_THRESHOLD, 256 << 20);
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);
+#endif
 }
 
 API void vg_pack_bf16(const void* weight, void* panels, int64_t N, int64_t K) {
