@@ -196,14 +196,14 @@ def axe() -> str:
     return source.read_text(encoding="utf-8")
 
 
-def lengthen(visit: Visit, numbers: int = 400) -> Callable[[], None]:
+def lengthen(visit: Visit, numbers: int = 400, max_tokens: int = 2000) -> Callable[[], None]:
     """Makes answers long: the page's own requests, with a schema that asks for many numbers."""
     schema = {"type": "array", "items": {"type": "integer"}, "minItems": numbers}
 
     def change(route: Route) -> None:
         body = json.loads(route.request.post_data or "{}")
         form = {"type": "json_schema", "json_schema": {"name": "long", "schema": schema}}
-        body |= {"response_format": form, "max_tokens": 2000, "repetition_guard": False}
+        body |= {"response_format": form, "max_tokens": max_tokens, "repetition_guard": False}
         route.continue_(post_data=json.dumps(body))
 
     visit.page.route("**/v1/chat/completions", change)

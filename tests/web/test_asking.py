@@ -152,6 +152,11 @@ def test_a_large_picture_is_taken_with_advice(visit: Visit, tmp_path: Path) -> N
     expect(visit.page.locator(".advice")).to_contain_text("below 5 MB answers sooner")
 
 
+def test_a_long_narrow_strip_is_taken_with_advice(visit: Visit) -> None:
+    visit.add_pictures(payload("strip.png", to_bytes(Image.new("RGB", (1200, 60), "white"))))
+    expect(visit.page.locator(".advice")).to_contain_text("small text may be lost")
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "BMP", "WEBP"])
 def test_other_formats_are_shown_and_understood(visit: Visit, kind: str) -> None:
     receipt = draw_receipt(11)
@@ -412,6 +417,24 @@ def test_the_receipt_tells_what_the_model_saw(visit: Visit) -> None:
     expect(receipt).to_contain_text("Visual tokens")
     expect(receipt).to_contain_text("First text")
     expect(visit.rounds().first.locator(".figures")).to_contain_text("tokens")
+
+
+def test_an_answer_that_reaches_the_maximum_length_says_so(visit: Visit) -> None:
+    visit.add_pictures(RECEIPT)
+    lengthen(visit, max_tokens=40)
+    assert "reached the maximum length" in visit.answer(visit.ask("What is the total?"))
+
+
+def test_json_is_a_table_that_can_be_unfolded(visit: Visit) -> None:
+    visit.add_pictures(RECEIPT)
+    which = visit.ask("Extract the merchant, date and total as JSON.")
+    visit.answer(which)
+    expect(which.get_by_role("rowheader", name="merchant")).to_be_visible()
+    expect(which.get_by_role("cell", name="Harbor Market")).to_be_visible()
+    tree = which.get_by_role("region", name="JSON")
+    expect(tree).to_be_hidden()
+    which.locator("summary", has_text="JSON").first.click()
+    expect(tree).to_contain_text('"merchant": "Harbor Market"')
 
 
 def test_html_and_pictures_in_an_answer_are_shown_as_text(visit: Visit) -> None:

@@ -49,8 +49,15 @@ def test_the_page_shows_a_lost_service_and_returns_by_itself_after_a_restart(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
+    record = """
+    window.words = [];
+    new MutationObserver(() => {
+      const light = document.querySelector(".light");
+      if (light) window.words.push(light.dataset.light + " " + light.textContent.trim());
+    }).observe(document, { childList: true, subtree: true, characterData: true, attributes: true });
+    """
     with serve(tmp_path, "--port", port) as first:
-        visit = open_page(url=first.url)
+        visit = open_page(url=first.url, scripts=(record,))
         visit.expects_failures = True
         first.process.kill()
     light = visit.page.locator(".light").first
@@ -63,7 +70,11 @@ def test_the_page_shows_a_lost_service_and_returns_by_itself_after_a_restart(
     with serve(tmp_path, "--port", port, waits=False):
         assert "$20.47" in visit.answer(which)
         expect(light).to_have_attribute("data-light", "green")
+        words = visit.page.evaluate("window.words")
         visit.page.context.close()
+    # It said that it had no connection, then how the loading went.
+    assert any(word.startswith("grey No connection") for word in words)
+    assert any(word.startswith("grey Loading") for word in words)
     visit.faults = [fault for fault in visit.faults if "ERR_" not in fault]
 
 
