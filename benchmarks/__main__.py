@@ -24,7 +24,7 @@ def parse() -> argparse.Namespace:
         "--openvino", default="", metavar="FOLDER", help="exported; may hold {precision}"
     )
     parser.add_argument("--llama-server", default="", metavar="URL")
-    parser.add_argument("--checkpoint", type=Path, default=checkpoint.default_folder())
+    parser.add_argument("--checkpoint", type=Path, help="instead of the random 2B one")
     return parser.parse_args()
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     if arguments.what == "kernels":
         kernels.run(arguments.runs)
         return
-    folder = checkpoint.ensure(arguments.checkpoint)
+    folder = arguments.checkpoint or checkpoint.ensure(checkpoint.default_folder())
     if arguments.what == "checkpoint":
         print(folder)
         return

@@ -43,6 +43,17 @@ def measure(repeats: int = 5) -> Limits | None:
     return Limits(max(reads), {precision: max(rates) for precision, rates in products.items()})
 
 
+def best(first: Limits | None, second: Limits | None) -> Limits | None:
+    """The higher of two measurements: a limit is what the machine can do undisturbed."""
+    if first is None or second is None:
+        return first or second
+    rates = {
+        precision: max(rate, second.operations_per_second[precision])
+        for precision, rate in first.operations_per_second.items()
+    }
+    return Limits(max(first.bytes_per_second, second.bytes_per_second), rates)
+
+
 def first_token_seconds(limits: Limits, precision: str, num_patches: int, num_tokens: int) -> float:
     """The least time to the first token: every product at the register limit.
 

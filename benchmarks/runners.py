@@ -110,12 +110,16 @@ class Transformers(Runner):
     def __init__(self, options: Options) -> None:
         require("transformers")
         import torch
-        from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
+        from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+            Qwen2VLImageProcessorPil,  # AutoProcessor would ask for torchvision
+        )
 
         if options.precision == "int8":
             raise Skip("has no int8 path for this model on the CPU")
         torch.set_num_threads(options.num_threads)
-        self.processor = AutoProcessor.from_pretrained(options.checkpoint)
+        self.tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
+        self.pictures = Qwen2VLImageProcessorPil.from_pretrained(options.checkpoint)
         self.model = Qwen3VLForConditionalGeneration.from_pretrained(
             options.checkpoint, dtype=getattr(torch, options.precision)
         ).eval()
@@ -125,20 +129,27 @@ class Transformers(Runner):
         return [self._generate(ask) for ask in work.asks]
 
     def _generate(self, ask: Ask) -> list[float]:
+        import torch
+
+        text = self.tokenizer.apply_chat_template(
+            workloads.openai_messages(ask.turns), tokenize=False, add_generation_prompt=True
+        )
+        found = [turn.picture for turn in ask.turns if turn.picture is not None]
+        images = [workloads.picture(*one) for one in found]
         times = [time.perf_counter()]
-        messages = []
-        for turn in ask.turns:
-            content: list[dict[str, Any]] = [{"type": "text", "text": turn.text}]
-            if turn.picture is not None:
-                content.insert(0, {"type": "image", "image": workloads.picture(*turn.picture)})
-            messages.append({"role": turn.role, "content": content})
-        inputs = self.processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            add_generation_prompt=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(self.model.dtype)
+        pictures = self.pictures(images=images, return_tensors="pt")
+        for grid in pictures["image_grid_thw"].tolist():
+            num_pads = grid[0] * grid[1] * grid[2] // 4
+            text = text.replace("<|image_pad|>", "<|pad|>" * num_pads, 1)
+        text = text.replace("<|pad|>", "<|image_pad|>")
+        ids = self.tokenizer(text, return_tensors="pt")["input_ids"]
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "mm_token_type_ids": (ids == self.model.config.image_token_id).int(),
+            "pixel_values": pictures["pixel_values"].to(self.model.dtype),
+            "image_grid_thw": pictures["image_grid_thw"],
+        }
         clock = _TokenClock(times)
         count = ask.num_new_tokens
         self.model.generate(
