@@ -26,11 +26,11 @@ HEAD = """# Settings
 
 <!-- Made by scripts/docs.py from src/visiongate/gateway/settings.py; do not edit. -->
 
-Every setting can be given as a flag (`--set name=value`; the common ones have flags of their own),
-as an environment variable, or in a TOML file (`--config FILE`, or `VISIONGATE_CONFIG`). The first of
-these that names a setting wins; then comes the preset, then the default. `visiongate config show`
-prints the values in force and where each came from. A wrong value stops the start with the name, the
-value and the range.
+Every setting can be given as a flag (`--set name=value`; the common ones have flags of their
+own), as an environment variable, or in a TOML file (`--config FILE`, or `VISIONGATE_CONFIG`). The
+first of these that names a setting wins; then comes the preset, then the default.
+`visiongate config show` prints the values in force and where each came from. A wrong value stops
+the start with the name, the value and the range.
 
 | setting | variable | default | presets | allowed | what it does |
 |---|---|---|---|---|---|

@@ -45,6 +45,7 @@ from visiongate.gateway.problems import (
     problem_of_status,
 )
 from visiongate.gateway.schemas import (
+    AnthropicError,
     ChatCompletionRequest,
     ChatRequest,
     OpenAIError,
@@ -79,6 +80,7 @@ _WIRE_BODIES: Final = (
     responses.ResponseRequest,
     messages.MessagesRequest,
     batches.BatchRequest,
+    AnthropicError,
     OpenAIError,
     PlainError,
 )
@@ -218,6 +220,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     for path, methods in document["paths"].items():
         for operation in methods.values():
             operation["responses"].pop("422", None)
+            if path in _STREAMING:
+                answer = operation["responses"]["200"].setdefault("content", {})
+                answer["text/event-stream"] = {"schema": {"type": "string"}}
+            if path in _OTHER_TYPES:
+                kind = _OTHER_TYPES[path]
+                schema = {"type": "string"} | ({"format": "binary"} if "octet" in kind else {})
+                operation["responses"]["200"]["content"] = {kind: {"schema": schema}}
+            if path in _HEALTH:
+                operation["responses"]["503"] = _UNHEALTHY
             _add_errors(path, operation)
             if path not in PUBLIC_PATHS:
                 operation["security"] = [{"bearer": []}, {"basic": []}, {}]
@@ -227,6 +238,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 def _add_errors(path: str, operation: dict[str, Any]) -> None:
     name = "OpenAIError" if path.startswith("/v1/") else "PlainError"
+    if path == "/v1/messages":
+        name = "AnthropicError"
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     codes = {"400": _ERRORS["400"], "404": _ERRORS["404"], "503": _ERRORS["503"]}
     if "requestBody" in operation:
@@ -236,6 +249,27 @@ def _add_errors(path: str, operation: dict[str, Any]) -> None:
     for code, text in codes.items():
         operation["responses"].setdefault(code, {"description": text, "content": content})
 
+
+_STREAMING: Final = frozenset(
+    {"/v1/chat/completions", "/api/chat", "/v1/responses", "/v1/messages", "/api/status/stream"}
+)
+_OTHER_TYPES: Final = {
+    "/metrics": "text/plain",
+    "/v1/files/{file_id}/content": "application/octet-stream",
+}
+_HEALTH: Final = frozenset({"/health", "/health/ready"})
+_UNHEALTHY: Final = {
+    "description": "A request would not be answered now; see Retry-After",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["status"],
+                "properties": {"status": {"enum": ["loading", "degraded", "unhealthy"]}},
+            }
+        }
+    },
+}
 
 _ERRORS: Final = {
     "400": "The request cannot be served as it stands; the text names the field",
