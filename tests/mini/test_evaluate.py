@@ -1,4 +1,4 @@
-"""The evaluation's metrics against values worked out by hand, and its runs against known answerers."""
+"""The evaluation's metrics against values worked out by hand, and runs with known answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from visiongate.mini.evaluate import Case, run_evaluation
     ("right", "total", "low", "high"),
     [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962), (0, 0, 0.0, 1.0)],
 )
-def test_wilson_interval_equals_the_textbook(right: int, total: int, low: float, high: float) -> None:
+def test_wilson_interval_equals_the_textbook(
+    right: int, total: int, low: float, high: float
+) -> None:
     assert evaluate.wilson_interval(right, total) == pytest.approx((low, high), abs=2e-4)
 
 
@@ -58,7 +60,6 @@ def test_field_f1_counts_leaves() -> None:
 def test_marks(kind: str, truth: str, answer: str, is_right: bool) -> None:
     case = Case(kind, "form", (), ({"role": "user", "content": "?"},), truth, False)
     assert evaluate.mark(case, answer).is_right == is_right
-
 
 
 def test_a_perfect_answerer_gets_everything_right() -> None:

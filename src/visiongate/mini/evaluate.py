@@ -144,8 +144,8 @@ class EvalReport:
         for group in groups:
             for score in group:
                 low, high = score.interval
-                counts = f"{score.right}/{score.total}"
-                lines.append(f"{score.name:22}{counts:>12}{score.share:>9.1%}{f'{low:.1%} .. {high:.1%}':>18}")
+                counted, range_ = f"{score.right}/{score.total}", f"{low:.1%} .. {high:.1%}"
+                lines.append(f"{score.name:22}{counted:>12}{score.share:>9.1%}{range_:>18}")
             lines.append("")
         lines.append(f"character error, full page {self.character_error_rate:.2%}")
         lines.append(f"boxes, mean overlap        {self.mean_overlap:.3f}")
@@ -201,7 +201,12 @@ def run_evaluation(
         results.append(mark(case, answer(list(case.images), list(case.messages))))
         if progress:
             progress(number, len(cases))
-    facts = {"num_questions": len(cases), "seed": seed, "kinds": list(kinds or ()), **(settings or {})}
+    facts = {
+        "num_questions": len(cases),
+        "seed": seed,
+        "kinds": list(kinds or ()),
+        **(settings or {}),
+    }
     return EvalReport(results, time.monotonic() - start, facts)
 
 
@@ -219,7 +224,7 @@ def make_cases(
     Three in ten pictures use held-out faces; a quarter are seen as by a phone.
     """
     words = (vocabulary or small_vocabulary()).split("test")
-    rng = random.Random(f"evaluation:{seed}")  # noqa: S311
+    rng = random.Random(f"evaluation:{seed}")
     cases: list[Case] = []
     asked: Counter[str] = Counter()
     number = 0
@@ -256,11 +261,22 @@ def mark(case: Case, answer: str) -> Result:
     content = case.messages[-1]["content"]
     question = content if isinstance(content, str) else content[-1]["text"]
     return Result(
-        case.kind, case.scene, question, case.truth, said, is_right, case.is_chinese, distance, overlap, f1
+        case.kind,
+        case.scene,
+        question,
+        case.truth,
+        said,
+        is_right,
+        case.is_chinese,
+        distance,
+        overlap,
+        f1,
     )
 
 
-def served_model(base_url: str, *, model: str = "", api_key: str = "", max_tokens: int = 400) -> Answer:
+def served_model(
+    base_url: str, *, model: str = "", api_key: str = "", max_tokens: int = 400
+) -> Answer:
     """An answer function over any server that speaks OpenAI's chat completions."""
     import httpx  # only needed against a server
 
@@ -355,19 +371,23 @@ def _cases_of_round(
         (first, a), (second, b) = scene(kind), scene(rng.choice((kind, rng.choice(scenes.KINDS))))
         asked = scenes.questions_about_both(first, second, rng)[:6]
         return [
-            Case("two_images", "pair", (a, b), (_user(q.text, 2),), q.answer, q.is_chinese) for q in asked
+            Case("two_images", "pair", (a, b), (_user(q.text, 2),), q.answer, q.is_chinese)
+            for q in asked
         ]
     drawn, picture = scene(scenes.KINDS[number % len(scenes.KINDS)])
     asked = list(drawn.questions)
     if rng.random() < 0.1:
         asked.append(scenes.off_topic(rng.getrandbits(60), vocabulary=words))
     cases = [
-        Case(q.kind, drawn.kind, (picture,), (_user(q.text, 1),), q.answer, q.is_chinese) for q in asked
+        Case(q.kind, drawn.kind, (picture,), (_user(q.text, 1),), q.answer, q.is_chinese)
+        for q in asked
     ]
     return cases + _follow_ups(asked, drawn.kind, picture, rng)
 
 
-def _follow_ups(asked: list[Question], kind: str, picture: Image.Image, rng: random.Random) -> list[Case]:
+def _follow_ups(
+    asked: list[Question], kind: str, picture: Image.Image, rng: random.Random
+) -> list[Case]:
     """One second turn: a first question with its true answer, then a short one."""
     first = rng.choice(asked)
     fitting = [q for q in asked if q is not first and q.follow_up and q.follows in ("", first.key)]

@@ -25,4 +25,4 @@ def export(checkpoint: Path, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(export(Path(sys.argv[1]), Path(sys.argv[2])))  # noqa: T201
+    sys.stdout.write(export(Path(sys.argv[1]), Path(sys.argv[2])) + "\n")

@@ -4,7 +4,8 @@ The same parameters under the same names as `visiongate.model.Qwen3VL`, and the 
 holds the two together); only the forward pass differs. Serving packs sequences of every length over
 a paged cache, one step at a time; training wants dense, static shapes that compile well.
 
-Dimensions: B rows, P pictures, N patches of a picture, T tokens of a row, C channels, H heads, D head size.
+Dimensions: B rows, P pictures, N patches of a picture, T tokens of a row, C channels, H heads, D
+head size.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ class VisionTower(nn.Module):
         learned = (self.pos_embed(places) * weights[..., None]).sum(1)
         x = self.patch_embed(patches) + learned.to(patches.dtype)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-        taps = []
+        taps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             x = block(x, cos, sin)
             if index in self.config.deepstack_visual_indexes:
@@ -253,13 +254,18 @@ class Halves(nn.Module):
 class TrainingNetwork(nn.Module):
     """The whole network; parameters stay float32, arithmetic runs in the pictures' type."""
 
+    inverse_frequency: Tensor
+    frequency_axis: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         if not config.tie_word_embeddings:
             raise ValueError("training expects tied word embeddings")
         self.config = config
         self.model = Halves(config)
-        self._tables: dict[tuple[int, int, torch.device], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._tables: dict[
+            tuple[int, int, torch.device], tuple[Tensor, Tensor, Tensor, Tensor]
+        ] = {}
         text = config.text
         half = text.head_dim // 2
         inverse = 1.0 / text.rope_theta ** (torch.arange(half).float() * 2 / text.head_dim)
@@ -269,12 +275,11 @@ class TrainingNetwork(nn.Module):
         self.register_buffer("inverse_frequency", inverse, persistent=False)
         self.register_buffer("frequency_axis", axes, persistent=False)
         self.apply(_initialise)
-        for layer in self.model.language_model.layers:
-            for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                linear.weight.data.mul_(1 / math.sqrt(2 * text.num_hidden_layers))
-        for block in self.model.visual.blocks:
-            for linear in (block.attn.proj, block.mlp.linear_fc2):
-                linear.weight.data.mul_(1 / math.sqrt(2 * config.vision.depth))
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.data.mul_(1 / math.sqrt(2 * text.num_hidden_layers))
+            elif ".blocks." in name and name.endswith(("attn.proj.weight", "linear_fc2.weight")):
+                parameter.data.mul_(1 / math.sqrt(2 * config.vision.depth))
 
     def see(self, pixels: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Normalised pictures (P, height, width, 3) to what `VisionTower` gives."""

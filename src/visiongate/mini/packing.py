@@ -9,7 +9,8 @@ Every conversation sees the prefix and itself, and takes its positions as if it 
 prefix, so the picture is encoded and read once for all its questions. A conversation without any
 picture stands in segment ALONE and sees only itself.
 
-Dimensions: B rows, P pictures, T tokens of a row, K supervised tokens of a row, N patches of a picture.
+Dimensions: B rows, P pictures, T tokens of a row, K supervised tokens of a row, N patches of a
+picture.
 """
 
 from __future__ import annotations
@@ -60,16 +61,20 @@ class SizeClass:
         return self.tokens * self.pictures + self.text_tokens
 
 
+SMALL: tuple[Grid, ...] = ((8, 12), (12, 8), (8, 12), (12, 8), (6, 16), (16, 6))
+MEDIUM: tuple[Grid, ...] = ((12, 15), (15, 12), (10, 18), (18, 10), (9, 20), (20, 9))
+LARGE: tuple[Grid, ...] = ((14, 18), (18, 14), (14, 18), (18, 14), (12, 21), (21, 12))
+FULL: tuple[Grid, ...] = ((16, 21), (21, 16), (16, 21), (21, 16), (14, 24), (24, 14))
 SIZE_CLASSES = {
-    c.name: c
-    for c in (
-        SizeClass("small", 96, ((8, 12), (12, 8), (8, 12), (12, 8), (6, 16), (16, 6)), 224, 224, 176),
-        SizeClass("medium", 180, ((12, 15), (15, 12), (10, 18), (18, 10), (9, 20), (20, 9)), 128, 320, 256),
-        SizeClass("large", 252, ((14, 18), (18, 14), (14, 18), (18, 14), (12, 21), (21, 12)), 96, 388, 320),
-        SizeClass("full", 336, ((16, 21), (21, 16), (16, 21), (21, 16), (14, 24), (24, 14)), 72, 480, 400),
-        SizeClass("pair", 180, ((12, 15), (15, 12)), 80, 320, 224, pictures=2),
+    size.name: size
+    for size in (
+        SizeClass("small", 96, SMALL, rows=224, text_tokens=224, targets=176),
+        SizeClass("medium", 180, MEDIUM, rows=128, text_tokens=320, targets=256),
+        SizeClass("large", 252, LARGE, rows=96, text_tokens=388, targets=320),
+        SizeClass("full", 336, FULL, rows=72, text_tokens=480, targets=400),
+        SizeClass("pair", 180, MEDIUM[:2], rows=80, text_tokens=320, targets=224, pictures=2),
     )
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,9 @@ def stage_at(progress: float) -> Stage:
     if progress < 0.12:
         return Stage({"small": 3, "medium": 1}, 0.2 + (progress - 0.05) * 5, 0.6, 0.1)
     if progress < 0.3:
-        return Stage({"small": 2, "medium": 3, "large": 1}, 0.55 + (progress - 0.12) * 2.5, 0.4, 0.2)
+        return Stage(
+            {"small": 2, "medium": 3, "large": 1}, 0.55 + (progress - 0.12) * 2.5, 0.4, 0.2
+        )
     if progress < 0.5:
         return Stage({"small": 2, "medium": 4, "large": 3, "full": 2, "pair": 0.7}, 1.0, 0.25, 0.25)
     return Stage({"small": 1, "medium": 3, "large": 3.4, "full": 3, "pair": 0.7}, 1.0, 0.22, 0.28)
@@ -97,16 +104,28 @@ def stage_at(progress: float) -> Stage:
 
 EARLY_WEIGHTS = {"lines": 10.0, "sign": 1.5, "shapes": 2.0, "paragraph": 1.0}
 LATE_WEIGHTS = {
-    "lines": 2.0, "paragraph": 1.2, "sign": 0.5, "receipt": 3.0, "form": 1.4, "card": 1.3, "label": 0.9,
-    "repair": 1.2, "menu": 1.9, "table": 3.0, "chart": 2.2, "shapes": 2.0, "screen": 1.4, "product": 1.1,
-}  # fmt: skip
+    "lines": 2.0,
+    "paragraph": 1.2,
+    "sign": 0.5,
+    "receipt": 3.0,
+    "form": 1.4,
+    "card": 1.3,
+    "label": 0.9,
+    "repair": 1.2,
+    "menu": 1.9,
+    "table": 3.0,
+    "chart": 2.2,
+    "shapes": 2.0,
+    "screen": 1.4,
+    "product": 1.1,
+}
 
 
 class Drawer:
     """Draws training scenes; everything random comes from one seeded generator."""
 
     def __init__(self, seed: int, fonts: FontBook, vocabulary: Vocabulary) -> None:
-        self.rng = random.Random(seed)  # noqa: S311
+        self.rng = random.Random(seed)
         self.fonts = fonts
         self.vocabulary = vocabulary
 
@@ -156,7 +175,11 @@ class Glyphs:
     """Names of what a patch can show, for the auxiliary loss; 0 is nothing."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        names = [chr(c) for c in range(33, 127)] + list("€£¥°，。？！：；（）、·") + list(vocabulary.characters)
+        names = (
+            [chr(c) for c in range(33, 127)]
+            + list("€£¥°，。？！：；（）、·")
+            + list(vocabulary.characters)
+        )
         names += [f"colour:{c}" for c in COLOURS] + [f"shape:{n}" for n in SHAPES]
         self.index = {name: i + 1 for i, name in enumerate(dict.fromkeys(names))}
         self.count = len(self.index) + 1
@@ -183,12 +206,15 @@ class Packer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        special = tokenizer.token_to_id
+        special = self._special
         self.end_of_text = special("<|endoftext|>")
         self.end_of_turn = special("<|im_end|>")
         self.picture_pad = special("<|image_pad|>")
         start, newline = special("<|im_start|>"), self.encode("\n")
-        self.picture_start, self.picture_end = special("<|vision_start|>"), special("<|vision_end|>")
+        self.picture_start, self.picture_end = (
+            special("<|vision_start|>"),
+            special("<|vision_end|>"),
+        )
         self.system = [start, *self.encode("system\n")]
         self.close = [self.end_of_turn, *newline]
         self.user = [start, *self.encode("user\n")]
@@ -200,13 +226,23 @@ class Packer:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def _special(self, name: str) -> int:
+        number = self.tokenizer.token_to_id(name)
+        if number is None:
+            raise ValueError(f"the tokenizer has no {name}")
+        return int(number)
+
     def batch(self, size: SizeClass, drawer: Drawer, stage: Stage, glyphs: Glyphs) -> Batch:
         """A batch of the size class, ready for the device."""
         rng = drawer.rng
         grid = rng.choice(size.grids)
         found: list[list[Scene]] = []
         for _ in range(size.rows):
-            kind = rng.choice(("receipt", "shapes")) if size.pictures > 1 and rng.random() < 0.4 else None
+            kind = (
+                rng.choice(("receipt", "shapes"))
+                if size.pictures > 1 and rng.random() < 0.4
+                else None
+            )
             found.append([drawer.scene(grid, stage, kind) for _ in range(size.pictures)])
         arrays = _empty_rows(size, self.end_of_text)
         for row, pictures in enumerate(found):
@@ -276,7 +312,9 @@ class _Row:
             place[0, row, start:stop] = position
             place[1, row, start:stop] = position + rows
             place[2, row, start:stop] = position + columns
-            self.arrays["feature_rows"][row, start:stop] = np.arange(number * count, (number + 1) * count)
+            self.arrays["feature_rows"][row, start:stop] = np.arange(
+                number * count, (number + 1) * count
+            )
             position = self._write([packer.picture_end], 0, position + max(down, across))
         return position
 
@@ -300,7 +338,11 @@ class _Row:
                 question = fitting[0]
                 asked.remove(question)
                 said = Question(
-                    "follow_up", question.key, question.follow_up, question.answer, question.is_chinese
+                    "follow_up",
+                    question.key,
+                    question.follow_up,
+                    question.answer,
+                    question.is_chinese,
                 )
                 turns.append(said)
             else:
@@ -316,7 +358,7 @@ class _Row:
         skip_first: bool = False,
         before: list[int] | None = None,
     ) -> int:
-        """Writes a conversation if it fits; returns 1 if it did. Turns that do not fit are left out."""
+        """Writes a conversation, less the turns that do not fit; returns 1, or 0 if none did."""
         packer = self.packer
         ids = list(before or [])
         supervised: list[tuple[int, float]] = []
@@ -365,9 +407,9 @@ def stream(
 ) -> Iterator[Batch]:
     """Endless batches; `progress` has a `value` from 0 to 1 that the trainer moves.
 
-    Streams with the same `size_seed` choose the same sizes, so that GPUs do not wait for each other.
+    Streams with the same `size_seed` choose the same sizes: GPUs do not wait for each other.
     """
-    sizes = random.Random(size_seed)  # noqa: S311
+    sizes = random.Random(size_seed)
     packer = Packer(Tokenizer.from_file(str(tokenizer_file)))
     drawer = Drawer(seed, fonts, vocabulary)
     glyphs = Glyphs(vocabulary)

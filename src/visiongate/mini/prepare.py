@@ -1,9 +1,7 @@
 """Gathers what training needs beside this package: large word lists and small font files.
 
-    apt-get install fonts-noto-cjk fonts-wqy-microhei fonts-wqy-zenhei fonts-arphic-ukai fonts-arphic-uming \\
-        fonts-liberation fonts-lato fonts-roboto-unhinted fonts-open-sans fonts-inconsolata fonts-dejavu \\
-        fonts-crosextra-carlito fonts-cantarell fonts-freefont-ttf fonts-hack wamerican
-    pip install fonttools; pip download --no-deps --no-binary :all: jieba==0.42.1   (for its dict.txt)
+The packages to install and the commands to run stand in README.md beside this file.
+
     python -m visiongate.mini.prepare --jieba dict.txt --out /tmp/mini-data
 
 Nothing of this is part of the package: fonts and lists stay with their owners.
@@ -43,7 +41,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     characters, chinese = chinese_words(options.jieba)
-    lists = {"english": english_words(options.english), "chinese": chinese, "characters": characters}
+    lists = {
+        "english": english_words(options.english),
+        "chinese": chinese,
+        "characters": characters,
+    }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "words.json").write_text(json.dumps(lists, ensure_ascii=False), "utf-8")
     cut_fonts(characters, options.out / "fonts")
@@ -74,13 +76,15 @@ def chinese_words(dictionary: Path) -> tuple[str, list[str]]:
 
 def english_words(dictionary: Path) -> list[str]:
     """Lower-case words of two to ten letters."""
-    words = sorted({w for w in dictionary.read_text("utf-8").split() if re.fullmatch("[a-z]{2,10}", w)})
-    random.Random(1).shuffle(words)  # noqa: S311
+    words = sorted(
+        {w for w in dictionary.read_text("utf-8").split() if re.fullmatch("[a-z]{2,10}", w)}
+    )
+    random.Random(1).shuffle(words)
     return words[:NUM_ENGLISH_WORDS]
 
 
 def cut_fonts(characters: str, out: Path) -> None:
-    """Subsets of this machine's known faces that hold the learnt characters, under the same names."""
+    """Subsets of this machine's known faces that hold the learnt characters; names stay."""
     out.mkdir(parents=True, exist_ok=True)
     ascii_text = "".join(map(chr, range(32, 127))) + "€£¥°"
     books = (system_fonts(), system_fonts(held_out=True))
@@ -94,11 +98,13 @@ def cut_fonts(characters: str, out: Path) -> None:
 
 def _subset(source: str, text: str, target: Path) -> None:
     stem = target.stem.split("-")[0]
-    number = [f"--font-number={CJK_COLLECTION_INDEX.get(stem, 0)}"] if source.endswith(".ttc") else []
+    number = (
+        [f"--font-number={CJK_COLLECTION_INDEX.get(stem, 0)}"] if source.endswith(".ttc") else []
+    )
     command = [sys.executable, "-m", "fontTools.subset", source, *number, f"--text={text}"]
     command += ["--no-hinting", "--desubroutinize", "--layout-features=", f"--output-file={target}"]
     command += ["--drop-tables+=GSUB,GPOS,kern,vhea,vmtx,VORG,BASE"]
-    subprocess.run(command, check=True)  # noqa: S603 - fixed command over local files
+    subprocess.run(command, check=True)  # noqa: S603 - a fixed command over local files
 
 
 __all__ = ["FontBook", "main"]

@@ -6,6 +6,7 @@ Every digit is a token of its own, and so is every learnt Chinese character; no 
 Chinese characters, because a phrase that is one token is never spelt out and so never learnt.
 """
 
+# ruff: noqa: E501, SIM905 - lists of words read better whole
 from __future__ import annotations
 
 import argparse

@@ -1,7 +1,8 @@
-"""Trains the embedded model from scratch on drawn pictures; see README.md beside this for the recipe.
+r"""Trains the embedded model from scratch on drawn pictures; README.md has the recipe.
 
-    python -m visiongate.mini.train --data DATA --seconds 560 --total-seconds 1680 --save run.pt
-    python -m visiongate.mini.train --data DATA --seconds 560 --total-seconds 1680 --resume run.pt --save run.pt
+    python -m visiongate.mini.train --data DATA --seconds 560 --total-seconds 1680 --save a.pt
+    python -m visiongate.mini.train --data DATA --seconds 560 --total-seconds 1680 --resume a.pt \\
+        --save b.pt
 
 With several GPUs, start it with torchrun; gradients are averaged over all of them.
 """
@@ -12,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -46,7 +48,9 @@ class Muon:
     Matrices of one shape are stacked and treated together; the fused qkv map counts as three.
     """
 
-    def __init__(self, named: list[tuple[str, nn.Parameter]], *, momentum: float = 0.95, decay: float = 0.01) -> None:
+    def __init__(
+        self, named: list[tuple[str, nn.Parameter]], *, momentum: float = 0.95, decay: float = 0.01
+    ) -> None:
         self.momentum, self.decay = momentum, decay
         groups: dict[tuple[int, int], list[tuple[nn.Parameter, int]]] = {}
         for name, parameter in named:
@@ -135,7 +139,12 @@ def _through_camera(x: Tensor, camera: Tensor, desk: Tensor) -> Tensor:
 
 
 def forward(
-    network: TrainingNetwork, head: nn.Module, batch: Batch, dtype: torch.dtype, *, augment: bool = True
+    network: TrainingNetwork,
+    head: nn.Module,
+    batch: Batch,
+    dtype: torch.dtype,
+    *,
+    augment: bool = True,
 ) -> Losses:
     """The losses of a batch."""
     if augment:
@@ -176,14 +185,21 @@ def glyph_loss(head: nn.Module, patches: Tensor, glyphs: Tensor) -> Tensor:
     holds = (labels[:, 0] > 0).float()
     chosen = (torch.rand_like(holds) + 0.7 * holds).topk(min(NUM_GLYPH_PATCHES, len(holds))).indices
     logits = head(patches.reshape(-1, patches.shape[-1])[chosen]).float()
-    return F.cross_entropy(logits.view(chosen.numel() * GLYPHS_PER_PATCH, -1), labels[chosen].flatten())
+    return F.cross_entropy(
+        logits.view(chosen.numel() * GLYPHS_PER_PATCH, -1), labels[chosen].flatten()
+    )
 
 
 class Batches(torch.utils.data.IterableDataset[Batch]):
     """Every loader worker draws its own endless stream."""
 
     def __init__(
-        self, tokenizer_file: Path, fonts: FontBook, vocabulary: Vocabulary, seed: int, progress: object
+        self,
+        tokenizer_file: Path,
+        fonts: FontBook,
+        vocabulary: Vocabulary,
+        seed: int,
+        progress: object,
     ) -> None:
         self.arguments = (tokenizer_file, fonts, vocabulary)
         self.seed, self.progress = seed, progress
@@ -322,23 +338,34 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch._dynamo.config.automatic_dynamic_shapes = False
     torch._dynamo.config.cache_size_limit = 64
-    trainer = new_trainer(ModelConfig.from_pretrained(options.config), Glyphs(vocabulary).count, device)
+    trainer = new_trainer(
+        ModelConfig.from_pretrained(options.config), Glyphs(vocabulary).count, device
+    )
     if options.resume:
         trainer.load(options.resume)
     trainer.start()
     torch.manual_seed(options.seed * 10 + rank)
     if options.compile:
-        for block in (*trainer.network.model.visual.blocks, *trainer.network.model.language_model.layers):
+        for block in (
+            *trainer.network.model.visual.blocks,
+            *trainer.network.model.language_model.layers,
+        ):
             block.compile()
     _run(trainer, batches, progress, options, began, is_first=rank == 0)
     if rank == 0:
         trainer.save(options.save)
-        print(f"saved {options.save}: {trainer.step} steps, {trainer.pictures} pictures, {trainer.seconds:.0f} s", flush=True)  # noqa: T201
+        _say(saved=str(options.save), step=trainer.step, pictures=trainer.pictures)
     os._exit(0)  # the loader's workers need no farewell
 
 
 def _run(
-    trainer: Trainer, batches: Iterator[Batch], progress: object, options: argparse.Namespace, began: float, *, is_first: bool
+    trainer: Trainer,
+    batches: Iterator[Batch],
+    progress: object,
+    options: argparse.Namespace,
+    began: float,
+    *,
+    is_first: bool,
 ) -> None:
     before = trainer.seconds
     last_time, last_pictures, waited = time.monotonic(), trainer.pictures, 0.0
@@ -361,19 +388,24 @@ def _run(
             now = time.monotonic()
             speed = (trainer.pictures - last_pictures) / (now - last_time)
             if is_first:
-                facts = {
-                    "step": trainer.step, "progress": round(done, 3), "tokens": batch["token_ids"].shape[1],
-                    "answer": round(values[0], 3), "glyph": round(values[1], 3), "accuracy": round(values[2], 3),
-                    "pictures": trainer.pictures, "per_second": round(speed), "waited": round(waited / (now - last_time), 2),
-                }  # fmt: skip
-                print(json.dumps(facts), flush=True)  # noqa: T201
+                _say(
+                    step=trainer.step,
+                    progress=round(done, 3),
+                    tokens=batch["token_ids"].shape[1],
+                    answer=round(values[0], 3),
+                    glyph=round(values[1], 3),
+                    accuracy=round(values[2], 3),
+                    pictures=trainer.pictures,
+                    per_second=round(speed),
+                    waited=round(waited / (now - last_time), 2),
+                )
             if not math.isfinite(values[0]):
                 raise FloatingPointError("the loss is no longer a number")
             last_time, last_pictures, waited = now, trainer.pictures, 0.0
 
 
 def _agree(stop: bool, device: torch.device, *, every: int, step: int) -> bool:
-    """Whether all processes stop now; asked only every few steps, because it waits for the device."""
+    """Whether all processes stop now; asked every few steps, because it waits for the device."""
     if _world_size() == 1:
         return stop
     if step % every:
@@ -385,6 +417,12 @@ def _agree(stop: bool, device: torch.device, *, every: int, step: int) -> bool:
 
 def _world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def _say(**facts: object) -> None:
+    """One line of JSON on stdout."""
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
 
 
 def _counters(path: Path) -> tuple[int, int, float]:
@@ -400,7 +438,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=here / "weights")
     parser.add_argument("--seconds", type=float, default=560, help="of this run")
     parser.add_argument("--total-seconds", type=float, default=1680, help="of all runs together")
-    parser.add_argument("--decay-from", type=float, default=0.65, help="progress at which the rate falls")
+    parser.add_argument(
+        "--decay-from", type=float, default=0.65, help="progress at which the rate falls"
+    )
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--save", type=Path, default=Path("run.pt"))
     parser.add_argument("--steps", type=int, default=10**9)

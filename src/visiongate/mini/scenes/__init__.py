@@ -1,4 +1,4 @@
-"""Seeded drawings with their questions and answers: the pictures that the embedded model learns from.
+"""Seeded drawings with their questions and answers, from which the embedded model learns.
 
 They are also the pictures of the tests, the doctor and the benchmarks. Each kind is a pure function
 of its seed (and of the faces and words given to it):
@@ -16,8 +16,26 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from visiongate.mini.scenes import chart, form, menu, product, receipt, repair, screen, shapes, table, text
-from visiongate.mini.scenes.asking import ABSENT, NO_PICTURE, OUTSIDE_KNOWLEDGE, SMALL_TALK, TEMPLATES, Question
+from visiongate.mini.scenes import (
+    chart,
+    form,
+    menu,
+    product,
+    receipt,
+    repair,
+    screen,
+    shapes,
+    table,
+    text,
+)
+from visiongate.mini.scenes.asking import (
+    ABSENT,
+    NO_PICTURE,
+    OUTSIDE_KNOWLEDGE,
+    SMALL_TALK,
+    TEMPLATES,
+    Question,
+)
 from visiongate.mini.scenes.camera import photograph, random_camera
 from visiongate.mini.scenes.fonts import FontBook, system_fonts
 from visiongate.mini.scenes.pairs import questions_about_both
@@ -25,7 +43,17 @@ from visiongate.mini.scenes.scene import Scene
 from visiongate.mini.scenes.sketch import DoesNotFit, Sketch
 from visiongate.mini.scenes.words import Vocabulary, small_vocabulary
 
-SIZES = ((384, 512), (512, 384), (416, 608), (608, 416), (448, 576), (576, 448), (512, 512), (512, 672), (672, 512))
+SIZES = (
+    (384, 512),
+    (512, 384),
+    (416, 608),
+    (608, 416),
+    (448, 576),
+    (576, 448),
+    (512, 512),
+    (512, 672),
+    (672, 512),
+)
 MAX_TRIES = 12
 
 _DRAW: dict[str, Callable[[Sketch], None]] = {
@@ -63,7 +91,7 @@ def draw(
     `size` is (width, height) in pixels; `chinese` the language of the print (without a Chinese face
     on this machine it is English). Raises DoesNotFit when the size is too small for the kind.
     """
-    rng = random.Random(f"{kind}:{seed}")  # noqa: S311 - pictures, not secrets
+    rng = random.Random(f"{kind}:{seed}")
     if size is None:
         size = SIZES[rng.randrange(len(SIZES))]
     if chinese is None:
@@ -89,16 +117,18 @@ def draw(
 
 def photo(scene: Scene, seed: int, *, wear: float = 1.0) -> Image.Image:
     """The scene's picture as a phone would take it: its camera's view, light, blur and noise."""
-    return photograph(scene.picture, scene.camera, random.Random(f"photo:{seed}"), wear=wear)  # noqa: S311
+    return photograph(scene.picture, scene.camera, random.Random(f"photo:{seed}"), wear=wear)
 
 
 def talk(seed: int, *, vocabulary: Vocabulary | None = None) -> Question:
     """A question without any picture: small talk gets a word back, knowledge is declined."""
-    rng = random.Random(f"talk:{seed}")  # noqa: S311
+    rng = random.Random(f"talk:{seed}")
     chinese = int(rng.random() < 0.4)
     if rng.random() < 0.25:
         asked, answer = rng.choice(SMALL_TALK)
-        return Question("decline", "talk", rng.choice(asked[chinese].split("|")), answer[chinese], bool(chinese))
+        return Question(
+            "decline", "talk", rng.choice(asked[chinese].split("|")), answer[chinese], bool(chinese)
+        )
     words = vocabulary or small_vocabulary()
     word = rng.choice(words.chinese if chinese else words.english)
     if not chinese and rng.random() < 0.6:
@@ -115,7 +145,7 @@ def talk(seed: int, *, vocabulary: Vocabulary | None = None) -> Question:
 
 def off_topic(seed: int, *, vocabulary: Vocabulary | None = None) -> Question:
     """A question of general knowledge beside a picture that does not answer it."""
-    rng = random.Random(f"off:{seed}")  # noqa: S311
+    rng = random.Random(f"off:{seed}")
     chinese = int(rng.random() < 0.4)
     words = vocabulary or small_vocabulary()
     word = rng.choice(words.chinese if chinese else words.english).capitalize()
@@ -124,4 +154,14 @@ def off_topic(seed: int, *, vocabulary: Vocabulary | None = None) -> Question:
     return Question("absent", "off_topic", asked, ABSENT[chinese], bool(chinese))
 
 
-__all__ = ["KINDS", "DoesNotFit", "Question", "Scene", "draw", "off_topic", "photo", "questions_about_both", "talk"]
+__all__ = [
+    "KINDS",
+    "DoesNotFit",
+    "Question",
+    "Scene",
+    "draw",
+    "off_topic",
+    "photo",
+    "questions_about_both",
+    "talk",
+]

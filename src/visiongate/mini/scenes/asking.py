@@ -1,6 +1,6 @@
 """The questions one can ask about a picture, in English and Chinese."""
 
-# ruff: noqa: E501 - lists of words and sentences read better whole
+# ruff: noqa: E501 - lists of sentences read better whole
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -78,10 +78,14 @@ TEMPLATES: dict[str, Template] = {
         ("the last line", "最后一行"),
     ),
     "num_lines": _template(
-        "count", "How many lines of text are there?|Count the lines of text.", "图中有几行文字?|有几行字?"
+        "count",
+        "How many lines of text are there?|Count the lines of text.",
+        "图中有几行文字?|有几行字?",
     ),
     "word_after": _template(
-        "line", 'Which word comes after "{x}"?|What follows "{x}"?', "“{x}”后面是什么?|“{x}”之后写的是什么?"
+        "line",
+        'Which word comes after "{x}"?|What follows "{x}"?',
+        "“{x}”后面是什么?|“{x}”之后写的是什么?",
     ),
     "contains": _template(
         "exists",
@@ -140,7 +144,10 @@ TEMPLATES: dict[str, Template] = {
         ("the discount", "优惠"),
     ),
     "change": _template(
-        "lookup", "How much change was given?|What is the change?", "找零多少?|找了多少钱?", ("the change", "找零")
+        "lookup",
+        "How much change was given?|What is the change?",
+        "找零多少?|找了多少钱?",
+        ("the change", "找零"),
     ),
     "merchant": _template(
         "lookup",
@@ -156,7 +163,10 @@ TEMPLATES: dict[str, Template] = {
         ("the date", "日期"),
     ),
     "time": _template(
-        "lookup", "What time is shown?|What is the time?|At what time?", "时间是几点?|时间是多少?|几点?", ("the time", "时间")
+        "lookup",
+        "What time is shown?|What is the time?|At what time?",
+        "时间是几点?|时间是多少?|几点?",
+        ("the time", "时间"),
     ),
     "number": _template(
         "lookup",
@@ -172,7 +182,10 @@ TEMPLATES: dict[str, Template] = {
         ("the phone number", "电话"),
     ),
     "address": _template(
-        "lookup", "What is the address?|Where is the shop?|Which address is given?", "地址是什么?|地址在哪里?|店在哪里?", ("the address", "地址")
+        "lookup",
+        "What is the address?|Where is the shop?|Which address is given?",
+        "地址是什么?|地址在哪里?|店在哪里?",
+        ("the address", "地址"),
     ),
     "payment": _template(
         "lookup",
@@ -180,7 +193,12 @@ TEMPLATES: dict[str, Template] = {
         "付款方式是什么?|怎么支付的?|支付方式是什么?",
         ("the payment method", "付款方式"),
     ),
-    "cashier": _template("lookup", "Who is the cashier?|Who served?", "收银员是谁?|收银员是哪位?", ("the cashier", "收银员")),
+    "cashier": _template(
+        "lookup",
+        "Who is the cashier?|Who served?",
+        "收银员是谁?|收银员是哪位?",
+        ("the cashier", "收银员"),
+    ),
     "price": _template(
         "lookup",
         "How much is the {x}?|What is the price of {x}?|Price of {x}?|How much does {x} cost?|How much for {x}?|"
@@ -205,7 +223,9 @@ TEMPLATES: dict[str, Template] = {
         "列出所有项目及价格。|列出所有商品和价格。|列出每个项目和价格。",
     ),
     "names": _template(
-        "items", "List the item names.|What items are listed?|Which items are there?", "列出所有项目名称。|都有哪些项目?|有哪些商品?"
+        "items",
+        "List the item names.|What items are listed?|Which items are there?",
+        "列出所有项目名称。|都有哪些项目?|有哪些商品?",
     ),
     "amounts": _template(
         "amounts",
@@ -248,7 +268,10 @@ TEMPLATES: dict[str, Template] = {
         ("the expiry date", "有效期"),
     ),
     "birth": _template(
-        "lookup", "When was this person born?|What is the date of birth?", "出生日期是什么?|哪天出生的?|生日是哪天?", ("the date of birth", "出生日期")
+        "lookup",
+        "When was this person born?|What is the date of birth?",
+        "出生日期是什么?|哪天出生的?|生日是哪天?",
+        ("the date of birth", "出生日期"),
     ),
     "holder": _template(
         "lookup",
@@ -280,7 +303,12 @@ TEMPLATES: dict[str, Template] = {
         "工时是多少?|维修用了多少小时?|花了几个小时?",
         ("the hours", "工时"),
     ),
-    "technician": _template("lookup", "Who did the repair?|Who is the technician?", "谁修的?|维修人员是谁?|技师是谁?", ("the technician", "技师")),
+    "technician": _template(
+        "lookup",
+        "Who did the repair?|Who is the technician?",
+        "谁修的?|维修人员是谁?|技师是谁?",
+        ("the technician", "技师"),
+    ),
     "repair_json": _template(
         "repair_json",
         "Extract fault, parts and hours as JSON.|Return the fault, the replaced parts and the hours as JSON.|"
@@ -312,16 +340,28 @@ TEMPLATES: dict[str, Template] = {
         "What is in row {x}, column {y}?|Read the cell in row {x}, column {y}.",
         "第{x}行第{y}列是什么?|读出第{x}行第{y}列。",
     ),
-    "row": _template("cell", "Read the row of {x}.|What does the row of {x} say?", "读出{x}这一行。|{x}这一行写了什么?"),
-    "column": _template("cell", "List the values in the {x} column.|Read the {x} column.", "列出{x}这一列的值。|读出{x}列。"),
+    "row": _template(
+        "cell",
+        "Read the row of {x}.|What does the row of {x} say?",
+        "读出{x}这一行。|{x}这一行写了什么?",
+    ),
+    "column": _template(
+        "cell",
+        "List the values in the {x} column.|Read the {x} column.",
+        "列出{x}这一列的值。|读出{x}列。",
+    ),
     "num_rows": _template(
         "count",
         "How many rows does the table have, without the header?|How many data rows are in the table?",
         "表格有几行数据?|不算表头有几行?",
     ),
-    "num_columns": _template("count", "How many columns does the table have?|Count the columns.", "表格有几列?|有多少列?"),
+    "num_columns": _template(
+        "count", "How many columns does the table have?|Count the columns.", "表格有几列?|有多少列?"
+    ),
     "headers": _template(
-        "items", "What are the column names?|List the column headers.|Which columns are there?", "表头有哪些?|列名是什么?|有哪些列?"
+        "items",
+        "What are the column names?|List the column headers.|Which columns are there?",
+        "表头有哪些?|列名是什么?|有哪些列?",
     ),
     "average": _template(
         "average",
@@ -349,7 +389,11 @@ TEMPLATES: dict[str, Template] = {
         "Convert the table to Markdown.|Output the table as Markdown.|Give me the table in Markdown.",
         "把表格转成Markdown。|用Markdown输出表格。|输出Markdown表格。",
     ),
-    "csv": _template("table_text", "Convert the table to CSV.|Output the table as CSV.", "把表格转成CSV。|用CSV输出表格。"),
+    "csv": _template(
+        "table_text",
+        "Convert the table to CSV.|Output the table as CSV.",
+        "把表格转成CSV。|用CSV输出表格。",
+    ),
     # Charts
     "value": _template(
         "chart_value",
@@ -380,7 +424,9 @@ TEMPLATES: dict[str, Template] = {
         "列出图表中所有数据。|提取图表数据。|读出图表数据。",
     ),
     "num_categories": _template(
-        "count", "How many categories are in the chart?|How many data points are there?", "图表有几个类别?|有几个数据?"
+        "count",
+        "How many categories are in the chart?|How many data points are there?",
+        "图表有几个类别?|有几个数据?",
     ),
     "higher": _template(
         "chart_fact",
@@ -398,7 +444,9 @@ TEMPLATES: dict[str, Template] = {
         "Did it rise or fall from {x} to {y}?|Is there an increase or a decrease from {x} to {y}?",
         "从{x}到{y}是上升还是下降?|{x}到{y}是增加还是减少?",
     ),
-    "legend": _template("chart_fact", "Which series are shown?|What does the legend say?", "图例有哪些?|有哪些系列?"),
+    "legend": _template(
+        "chart_fact", "Which series are shown?|What does the legend say?", "图例有哪些?|有哪些系列?"
+    ),
     # Shapes
     "num_shapes": _template(
         "count",
@@ -406,7 +454,9 @@ TEMPLATES: dict[str, Template] = {
         "一共有几个图形?|数一数有几个图形。|有多少个图形?",
     ),
     "count": _template(
-        "count", "How many {x} are there?|Count the {x}.|How many {x}?|How many {x} do you see?", "有几个{x}?|图中有多少个{x}?|{x}有几个?"
+        "count",
+        "How many {x} are there?|Count the {x}.|How many {x}?|How many {x} do you see?",
+        "有几个{x}?|图中有多少个{x}?|{x}有几个?",
     ),
     "colour": _template(
         "colour",
@@ -443,7 +493,10 @@ TEMPLATES: dict[str, Template] = {
         ("the one at the bottom", "最下面的"),
     ),
     "biggest": _template(
-        "position", "What is the largest shape?|Which shape is the biggest?", "最大的图形是什么?|哪个图形最大?", ("the biggest one", "最大的")
+        "position",
+        "What is the largest shape?|Which shape is the biggest?",
+        "最大的图形是什么?|哪个图形最大?",
+        ("the biggest one", "最大的"),
     ),
     "relation": _template(
         "relation",
@@ -451,11 +504,25 @@ TEMPLATES: dict[str, Template] = {
         "{x}在{y}的{d}吗?|{x}是不是在{y}的{d}?",
     ),
     "exists": _template(
-        "exists", "Is there a {x}?|Do you see a {x}?|Is there any {x} in the image?", "有{x}吗?|图中有没有{x}?|图中有{x}吗?"
+        "exists",
+        "Is there a {x}?|Do you see a {x}?|Is there any {x} in the image?",
+        "有{x}吗?|图中有没有{x}?|图中有{x}吗?",
     ),
-    "list_shapes": _template("items", "List all shapes.|What shapes are there?|Which shapes do you see?", "列出所有图形。|都有哪些图形?"),
-    "background": _template("colour", "What is the background color?|What color is the background?", "背景是什么颜色?|背景色是什么?"),
-    "ink": _template("colour", "What color is the text?|Which color are the letters?", "文字是什么颜色?|字是什么颜色?"),
+    "list_shapes": _template(
+        "items",
+        "List all shapes.|What shapes are there?|Which shapes do you see?",
+        "列出所有图形。|都有哪些图形?",
+    ),
+    "background": _template(
+        "colour",
+        "What is the background color?|What color is the background?",
+        "背景是什么颜色?|背景色是什么?",
+    ),
+    "ink": _template(
+        "colour",
+        "What color is the text?|Which color are the letters?",
+        "文字是什么颜色?|字是什么颜色?",
+    ),
     # Places
     "box": _template(
         "box",
@@ -475,12 +542,20 @@ TEMPLATES: dict[str, Template] = {
         "指出{x}的位置,JSON格式。|点击{x}的坐标是多少?JSON。|给出{x}的点击坐标。",
     ),
     # Screens
-    "buttons": _template("items", "List the buttons.|What buttons are there?|Which buttons are on the screen?", "有哪些按钮?|列出所有按钮。"),
+    "buttons": _template(
+        "items",
+        "List the buttons.|What buttons are there?|Which buttons are on the screen?",
+        "有哪些按钮?|列出所有按钮。",
+    ),
     "checked": _template(
-        "check", "Which options are checked?|What is ticked?|Which boxes are ticked?", "哪些选项被选中?|勾选了什么?|选中了哪些?"
+        "check",
+        "Which options are checked?|What is ticked?|Which boxes are ticked?",
+        "哪些选项被选中?|勾选了什么?|选中了哪些?",
     ),
     "is_checked": _template(
-        "check", 'Is "{x}" checked?|Is the {x} box ticked?|Is {x} selected?', "“{x}”被选中了吗?|{x}勾选了吗?|{x}是否选中?"
+        "check",
+        'Is "{x}" checked?|Is the {x} box ticked?|Is {x} selected?',
+        "“{x}”被选中了吗?|{x}勾选了吗?|{x}是否选中?",
     ),
     "error_message": _template(
         "lookup",
@@ -488,10 +563,18 @@ TEMPLATES: dict[str, Template] = {
         "错误信息是什么?|报错内容是什么?|出了什么错?|提示了什么错误?",
         ("the error message", "错误信息"),
     ),
-    "error_code": _template("lookup", "What is the error code?|Which error code is shown?", "错误代码是多少?|错误码是什么?", ("the error code", "错误代码")),
+    "error_code": _template(
+        "lookup",
+        "What is the error code?|Which error code is shown?",
+        "错误代码是多少?|错误码是什么?",
+        ("the error code", "错误代码"),
+    ),
     # Goods
     "goods_name": _template(
-        "lookup", "What product is this?|What is the name of the product?|What is being sold?", "这是什么商品?|商品名称是什么?|卖的是什么?", ("the product", "商品名称")
+        "lookup",
+        "What product is this?|What is the name of the product?|What is being sold?",
+        "这是什么商品?|商品名称是什么?|卖的是什么?",
+        ("the product", "商品名称"),
     ),
     "goods_price": _template(
         "lookup",
@@ -500,7 +583,10 @@ TEMPLATES: dict[str, Template] = {
         ("the price", "价格"),
     ),
     "usual_price": _template(
-        "lookup", "What is the usual price?|What was the old price?|What is the list price?", "原价是多少?|平时卖多少钱?", ("the usual price", "原价")
+        "lookup",
+        "What is the usual price?|What was the old price?|What is the list price?",
+        "原价是多少?|平时卖多少钱?",
+        ("the usual price", "原价"),
     ),
     "is_sensible": _template(
         "price_sense",
@@ -508,22 +594,57 @@ TEMPLATES: dict[str, Template] = {
         "价格合理吗?|这个价格合理吗?|价格是否合理?|这个价格划算吗?",
     ),
     "attributes": _template(
-        "items", "List the attributes of the product.|What are the features?|Which attributes are listed?", "列出商品属性。|有哪些属性?|有什么特点?"
+        "items",
+        "List the attributes of the product.|What are the features?|Which attributes are listed?",
+        "列出商品属性。|有哪些属性?|有什么特点?",
     ),
-    "material": _template("lookup", "What is it made of?|What is the material?", "是什么材质?|材质是什么?", ("the material", "材质")),
-    "stock": _template("lookup", "How many are in stock?|What is the stock?", "库存多少?|还有多少库存?", ("the stock", "库存")),
-    "sold": _template("lookup", "How many were sold?|What are the sales?", "卖了多少?|销量是多少?", ("the number sold", "销量")),
+    "material": _template(
+        "lookup",
+        "What is it made of?|What is the material?",
+        "是什么材质?|材质是什么?",
+        ("the material", "材质"),
+    ),
+    "stock": _template(
+        "lookup",
+        "How many are in stock?|What is the stock?",
+        "库存多少?|还有多少库存?",
+        ("the stock", "库存"),
+    ),
+    "sold": _template(
+        "lookup",
+        "How many were sold?|What are the sales?",
+        "卖了多少?|销量是多少?",
+        ("the number sold", "销量"),
+    ),
     # Two pictures
-    "same_kind": _template("two_images", "Are both images of the same kind?|Do both images show the same kind of thing?", "两张图是同一类吗?|两张图片类型相同吗?"),
-    "same_total": _template("two_images", "Do both have the same total?|Are the two totals equal?", "两张的总金额一样吗?|合计相同吗?"),
+    "same_kind": _template(
+        "two_images",
+        "Are both images of the same kind?|Do both images show the same kind of thing?",
+        "两张图是同一类吗?|两张图片类型相同吗?",
+    ),
+    "same_total": _template(
+        "two_images",
+        "Do both have the same total?|Are the two totals equal?",
+        "两张的总金额一样吗?|合计相同吗?",
+    ),
     "higher_total": _template(
         "two_images",
         "Which image has the higher total?|Which one costs more in total?|Which of the two totals is larger?",
         "哪张图的总金额更高?|哪一张总价更高?|哪张合计更大?",
     ),
-    "more_shapes": _template("two_images", "Which image has more shapes?|Where are more shapes?", "哪张图的图形更多?|哪张图形多?"),
-    "which_kind": _template("two_images", "Which image shows {x}?|Which of the two is {x}?", "哪张图是{x}?|哪一张是{x}?"),
-    "differences": _template("two_images", "What do the two images show?|Describe both images.", "两张图分别是什么?|描述这两张图。"),
+    "more_shapes": _template(
+        "two_images",
+        "Which image has more shapes?|Where are more shapes?",
+        "哪张图的图形更多?|哪张图形多?",
+    ),
+    "which_kind": _template(
+        "two_images", "Which image shows {x}?|Which of the two is {x}?", "哪张图是{x}?|哪一张是{x}?"
+    ),
+    "differences": _template(
+        "two_images",
+        "What do the two images show?|Describe both images.",
+        "两张图分别是什么?|描述这两张图。",
+    ),
 }
 
 IN_IMAGE: tuple[tuple[Pair, ...], ...] = (
@@ -567,9 +688,15 @@ OUTSIDE_KNOWLEDGE: tuple[Pair, ...] = (
     ("What is the meaning of {w}?", "{w}是什么意思?"),
 )
 SMALL_TALK: tuple[tuple[Pair, Pair], ...] = (
-    (("Hello|Hi|Hello!|Hi there|Hey|Good morning", "你好|您好|你好!|早上好"), ("Hello! Send me an image and a question about it.", "你好!请上传图片并提问。")),
     (
-        ("Who are you?|What are you?|What model is this?|Are you a robot?", "你是谁?|你是什么模型?|你叫什么?"),
+        ("Hello|Hi|Hello!|Hi there|Hey|Good morning", "你好|您好|你好!|早上好"),
+        ("Hello! Send me an image and a question about it.", "你好!请上传图片并提问。"),
+    ),
+    (
+        (
+            "Who are you?|What are you?|What model is this?|Are you a robot?",
+            "你是谁?|你是什么模型?|你叫什么?",
+        ),
         (
             "I am a small demonstration model. I can read simple images.",
             "我是一个小型演示模型,可以读取简单的图片。",
@@ -582,7 +709,10 @@ SMALL_TALK: tuple[tuple[Pair, Pair], ...] = (
             "我可以读取图片里的文字、小票、表单、表格、图表和图形。",
         ),
     ),
-    (("Thanks|Thank you|Thank you!|Great, thanks", "谢谢|谢谢!|多谢"), ("You're welcome!", "不客气!")),
+    (
+        ("Thanks|Thank you|Thank you!|Great, thanks", "谢谢|谢谢!|多谢"),
+        ("You're welcome!", "不客气!"),
+    ),
 )
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",

@@ -39,7 +39,7 @@ class Camera:
 
 
 def random_camera(rng: random.Random, width: int, height: int) -> Camera:
-    """A hand-held view: the page's corners move inwards by up to 7 %, and the page turns a little."""
+    """A hand-held view: the page's corners move in by up to 6 %, and it turns a little."""
     angle = rng.gauss(0, 0.022)
     cos, sin = np.cos(angle), np.sin(angle)
     corners = []
@@ -49,7 +49,7 @@ def random_camera(rng: random.Random, width: int, height: int) -> Camera:
         corners.append((width / 2 + dx * cos - dy * sin, height / 2 + dx * sin + dy * cos))
     page = ((0, 0), (width, 0), (width, height), (0, height))
     to_photo = _homography(page, corners)
-    return Camera(np.linalg.inv(to_photo), to_photo)
+    return Camera(np.asarray(np.linalg.inv(to_photo), np.float64), to_photo)
 
 
 def photograph(

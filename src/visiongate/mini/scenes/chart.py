@@ -1,6 +1,9 @@
 """Bar, line and pie charts with labelled values."""
 
+# ruff: noqa: E501, SIM905 - lists of words read better whole
 from __future__ import annotations
+
+from itertools import pairwise
 
 from visiongate.mini.scenes import values, words
 from visiongate.mini.scenes.asking import Pair
@@ -11,7 +14,11 @@ from visiongate.mini.scenes.text import COLOURS
 BAR: Pair = ("a bar chart", "一张柱状图")
 LINE: Pair = ("a line chart", "一张折线图")
 PIE: Pair = ("a pie chart", "一张饼图")
-TITLES = "Sales|Revenue|Visitors|Orders|Profit|Output|Rainfall|Users|Costs|Exports|Traffic|Budget".split("|")
+TITLES = (
+    "Sales|Revenue|Visitors|Orders|Profit|Output|Rainfall|Users|Costs|Exports|Traffic|Budget".split(
+        "|"
+    )
+)
 TITLES_ZH = "销量|收入|人数|产量|温度|销售额|支出|利润|订单|访问量|营收|用户数".split("|")
 SERIES = "Online|Store|North|South|Plan|Actual|Product A|Product B|Men|Women|Cost|Income".split("|")
 SERIES_ZH = "线上|线下|北区|南区|计划|实际|产品甲|产品乙|男|女|成本|收入".split("|")
@@ -30,7 +37,9 @@ def draw(s: Sketch) -> None:
     numbers = _numbers(s, count, form)
     shown = [_shown(v, form) for v in numbers]
     title_face = s.fit([title], s.width - 16, s.largest_size(22))
-    s.write((s.width - title_face.width(title)) / 2, 6 + title_face.size / 2, title, title_face, ink)
+    s.write(
+        (s.width - title_face.width(title)) / 2, 6 + title_face.size / 2, title, title_face, ink
+    )
     top = title_face.size + 16.0
     if form == "pair":
         _draw_two_series(s, title, categories, numbers, top, palette, ink)
@@ -41,7 +50,9 @@ def draw(s: Sketch) -> None:
     elif form == "pie":
         _draw_pie(s, categories, numbers, shown, top, palette, ink)
     else:
-        growth = _draw_upright(s, categories, numbers, shown, top, palette, ink, is_line=form == "line")
+        growth = _draw_upright(
+            s, categories, numbers, shown, top, palette, ink, is_line=form == "line"
+        )
 
     s.ask_transcript() if form in ("side", "pie") else None
     s.ask("title", title)
@@ -56,11 +67,18 @@ def draw(s: Sketch) -> None:
     s.ask("data", "\n".join(f"{c}: {v}" for c, v in zip(categories, shown, strict=True)))
     s.ask("num_categories", str(count))
     a, b = s.sample(range(count), 2)
-    s.ask_yes_no("higher", numbers[a] > numbers[b], kind="chart_fact", x=categories[a], y=categories[b])
+    s.ask_yes_no(
+        "higher", numbers[a] > numbers[b], kind="chart_fact", x=categories[a], y=categories[b]
+    )
     if form in ("bar", "line"):
         i = s.between(1, count - 1)
         rises = numbers[i] > numbers[i - 1]
-        s.ask("trend", ("It rises.", "上升。") if rises else ("It falls.", "下降。"), x=categories[i - 1], y=categories[i])
+        s.ask(
+            "trend",
+            ("It rises.", "上升。") if rises else ("It falls.", "下降。"),
+            x=categories[i - 1],
+            y=categories[i],
+        )
     for category in s.sample(list(growth), 2):
         s.ask("growth", growth[category], x=category)
     s.ask_text_box()
@@ -76,7 +94,9 @@ def draw(s: Sketch) -> None:
 
 
 def _categories(s: Sketch, form: str) -> list[str]:
-    most = {"side": min(8, s.height // 40), "pie": min(7, s.height // 44)}.get(form, min(8, s.width // 52))
+    most = {"side": min(8, s.height // 40), "pie": min(7, s.height // 44)}.get(
+        form, min(8, s.width // 52)
+    )
     count = s.between(2, max(2, min(int(3 + s.difficulty * 5), most)))
     dice = s.rng.random()
     if dice < 0.22:
@@ -94,7 +114,9 @@ def _categories(s: Sketch, form: str) -> list[str]:
     if dice < 0.8:
         found = s.sample(s.say(words.CITIES, words.CITIES_ZH), count)
     else:
-        found = s.distinct(lambda: values.chinese_word(s, 2) if s.is_chinese else values.name_word(s)[:9], count)
+        found = s.distinct(
+            lambda: values.chinese_word(s, 2) if s.is_chinese else values.name_word(s)[:9], count
+        )
     if len(found) < 2:
         raise DoesNotFit
     return found
@@ -110,7 +132,10 @@ def _numbers(s: Sketch, count: int, form: str) -> list[float]:
         return shares
     scale = s.choose((10, 100, 100, 1000, 10000))
     has_tenths = s.chance(0.2)
-    numbers = [s.between(max(1, scale // 10), scale) + (s.between(0, 9) / 10 if has_tenths else 0.0) for _ in range(count)]
+    numbers = [
+        s.between(max(1, scale // 10), scale) + (s.between(0, 9) / 10 if has_tenths else 0.0)
+        for _ in range(count)
+    ]
     if len(set(numbers)) < count:
         raise DoesNotFit
     return numbers
@@ -123,7 +148,9 @@ def _shown(value: float, form: str) -> str:
 
 
 def _palette(s: Sketch) -> list[Colour]:
-    return [COLOURS[c][1] for c in s.sample([c for c in COLOURS if c not in ("white", "black")], 10)]
+    return [
+        COLOURS[c][1] for c in s.sample([c for c in COLOURS if c not in ("white", "black")], 10)
+    ]
 
 
 def _draw_upright(
@@ -146,7 +173,7 @@ def _draw_upright(
     has_growth = s.chance(0.35) and max(map(len, shown)) < 6
     labels = [""] * len(shown)
     if has_growth:
-        pick = [round((b / a - 1) * 100) for a, b in zip(numbers, numbers[1:], strict=False)]
+        pick = [round((b / a - 1) * 100) for a, b in pairwise(numbers)]
         labels = ["", *(f"{p:+d}%" for p in pick)]
     over = number_face.size * (2.7 if has_growth else 1.5)
     if base - top - over < 40:
@@ -179,13 +206,25 @@ def _draw_upright(
         above = y - number_face.size * 0.75 - (4 if is_line else 0)
         s.canvas.text(x - number_face.width(text) / 2, above, text, number_face, ink)
         if label and number_face.width(label) < step - 2:
-            s.canvas.text(x - number_face.width(label) / 2, above - number_face.size * 1.15, label, number_face, (30, 130, 60) if label[0] == "+" else (190, 40, 40))
+            s.canvas.text(
+                x - number_face.width(label) / 2,
+                above - number_face.size * 1.15,
+                label,
+                number_face,
+                (30, 130, 60) if label[0] == "+" else (190, 40, 40),
+            )
             growth[category] = label
     return growth
 
 
 def _draw_side_bars(
-    s: Sketch, categories: list[str], numbers: list[float], shown: list[str], top: float, palette: list[Colour], ink: Colour
+    s: Sketch,
+    categories: list[str],
+    numbers: list[float],
+    shown: list[str],
+    top: float,
+    palette: list[Colour],
+    ink: Colour,
 ) -> None:
     pitch = min(s.largest_size(24) * 1.8, (s.height - top - 8) / len(categories))
     face = s.fit(categories, s.width * 0.4, pitch * 0.75)
@@ -198,20 +237,33 @@ def _draw_side_bars(
     for i, (category, number, text) in enumerate(zip(categories, numbers, shown, strict=True)):
         s.canvas.text(8, y + pitch / 2, category, face, ink)
         length = max(2.0, room * number / max(numbers))
-        s.canvas.pen.rectangle((lane, y + pitch * 0.2, lane + length, y + pitch * 0.8), palette[0 if one_colour else i % 10])
+        s.canvas.pen.rectangle(
+            (lane, y + pitch * 0.2, lane + length, y + pitch * 0.8),
+            palette[0 if one_colour else i % 10],
+        )
         s.canvas.text(lane + length + 6, y + pitch / 2, text, face, ink)
         s.transcript.append(f"{category} {text}")
         y += pitch
 
 
 def _draw_pie(
-    s: Sketch, categories: list[str], numbers: list[float], shown: list[str], top: float, palette: list[Colour], ink: Colour
+    s: Sketch,
+    categories: list[str],
+    numbers: list[float],
+    shown: list[str],
+    top: float,
+    palette: list[Colour],
+    ink: Colour,
 ) -> None:
     radius = min((s.height - top) / 2 - 8, s.width * 0.25)
     if radius < 30:
         raise DoesNotFit
     legend = [f"{c} {v}" for c, v in zip(categories, shown, strict=True)]
-    face = s.fit(legend, s.width - 2 * radius - 64, min(s.largest_size(22), (s.height - top) / len(legend) / 1.15))
+    face = s.fit(
+        legend,
+        s.width - 2 * radius - 64,
+        min(s.largest_size(22), (s.height - top) / len(legend) / 1.15),
+    )
     pitch = min(face.size * 1.6, (s.height - top) / len(legend))
     x, middle = radius + 14, top + (s.height - top) / 2
     y = middle - pitch * len(legend) / 2
@@ -223,19 +275,31 @@ def _draw_pie(
         box = (x - radius, middle - radius, x + radius, middle + radius)
         s.canvas.pen.pieslice(box, angle, end, fill=palette[i % 10], outline=ground)
         angle = end
-        s.canvas.pen.rectangle((edge, y + pitch / 2 - 6, edge + 12, y + pitch / 2 + 6), palette[i % 10])
+        s.canvas.pen.rectangle(
+            (edge, y + pitch / 2 - 6, edge + 12, y + pitch / 2 + 6), palette[i % 10]
+        )
         s.write(edge + 20, y + pitch / 2, text, face, ink)
         y += pitch
 
 
 def _draw_two_series(
-    s: Sketch, title: str, categories: list[str], first: list[float], top: float, palette: list[Colour], ink: Colour
+    s: Sketch,
+    title: str,
+    categories: list[str],
+    first: list[float],
+    top: float,
+    palette: list[Colour],
+    ink: Colour,
 ) -> None:
     """Grouped bars of two series with a legend."""
     if len(categories) > 4:
         categories, first = categories[:4], first[:4]
     second = _numbers(s, len(categories), "pair")
-    names = s.sample(s.say(SERIES, SERIES_ZH), 2) if s.chance(0.7) else s.distinct(lambda: values.name_word(s)[:8], 2)
+    names = (
+        s.sample(s.say(SERIES, SERIES_ZH), 2)
+        if s.chance(0.7)
+        else s.distinct(lambda: values.name_word(s)[:8], 2)
+    )
     if len(names) < 2:
         raise DoesNotFit
     scale = max(first) / max(second)
@@ -258,14 +322,22 @@ def _draw_two_series(
     s.canvas.pen.line((12, base, s.width - 12, base), ink)
     for i, category in enumerate(categories):
         middle = 12 + step * (i + 0.5)
-        s.canvas.text(middle - face.width(category) / 2, base + face.size * 0.8, category, face, ink)
+        s.canvas.text(
+            middle - face.width(category) / 2, base + face.size * 0.8, category, face, ink
+        )
         for k, number in enumerate((first[i], second[i])):
             left = middle + (-step * 0.46 if k == 0 else step * 0.02)
             right = left + step * 0.44
             y = base - (base - top - number_face.size * 1.5) * number / highest
             s.canvas.pen.rectangle((left, y, right, base), palette[k])
             text = shown[k][i]
-            s.canvas.text((left + right - number_face.width(text)) / 2, y - number_face.size * 0.75, text, number_face, ink)
+            s.canvas.text(
+                (left + right - number_face.width(text)) / 2,
+                y - number_face.size * 0.75,
+                text,
+                number_face,
+                ink,
+            )
     s.ask("title", title)
     for _ in range(4):
         i, k = s.between(0, len(categories) - 1), s.between(0, 1)

@@ -1,5 +1,6 @@
 """Typefaces that happen to be on this machine; none is part of the package but Pillow's builtin one."""
 
+# ruff: noqa: E501, SIM905 - lists of words read better whole
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -84,9 +85,7 @@ def system_fonts(*, held_out: bool = False) -> FontBook:
 def fonts_in(folders: tuple[Path, ...], *, held_out: bool = False) -> FontBook:
     """The known faces below the folders, plus the builtin one."""
     files = {
-        file.stem: str(file)
-        for folder in folders
-        for file in sorted(folder.rglob("*.[to]t[fc]"))
+        file.stem: str(file) for folder in folders for file in sorted(folder.rglob("*.[to]t[fc]"))
     }
     latin = [files[s] for s in LATIN_STEMS if s in files]
     chinese = [files[s] for s in CHINESE_STEMS if s in files]

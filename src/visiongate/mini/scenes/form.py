@@ -1,5 +1,6 @@
 """Forms, ID cards, tickets and the printed labels on packages."""
 
+# ruff: noqa: E501, SIM905 - lists of words read better whole
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,31 +13,69 @@ from visiongate.mini.scenes.sketch import DoesNotFit, Sketch
 FORM: Pair = ("a form", "一张表单")
 CARD: Pair = ("an ID card", "一张证件")
 LABEL: Pair = ("a product label", "一张商品标签")
-FORM_TITLES = "Application Form|Registration|Order Form|Customer Record|Boarding Pass|Profile|Patient Record|Shipping Note|Contract".split("|")
+FORM_TITLES = "Application Form|Registration|Order Form|Customer Record|Boarding Pass|Profile|Patient Record|Shipping Note|Contract".split(
+    "|"
+)
 FORM_TITLES_ZH = "登记表|申请表|客户信息|订单|报名表|入库单|病历|快递单|合同信息".split("|")
-CARD_TITLES = "ID CARD|STAFF ID|MEMBER CARD|STUDENT ID|DRIVER LICENCE|VISITOR PASS|LIBRARY CARD|Identity Card|Passport".split("|")
+CARD_TITLES = "ID CARD|STAFF ID|MEMBER CARD|STUDENT ID|DRIVER LICENCE|VISITOR PASS|LIBRARY CARD|Identity Card|Passport".split(
+    "|"
+)
 CARD_TITLES_ZH = "身份证|工作证|学生证|会员卡|驾驶证|访客证|借书证|居民身份证|护照".split("|")
 
 # What a field asks for: its labels in both languages, and how its value is made.
-EXPIRY = ("Expiry Date|Valid Until|Expires|Date of Expiry|Expiration|Valid Thru|EXP", "有效期|有效期至|到期日|有效期限|失效日期")
+EXPIRY = (
+    "Expiry Date|Valid Until|Expires|Date of Expiry|Expiration|Valid Thru|EXP",
+    "有效期|有效期至|到期日|有效期限|失效日期",
+)
 BIRTH = ("Date of Birth|Birth Date|Born|DOB", "出生日期|出生|生日")
 NAME = ("Name|Full Name|Holder", "姓名|名字|持有人")
 FIELDS: tuple[tuple[str, str, Callable[[Sketch], str]], ...] = (
     ("Gender|Sex", "性别", lambda s: s.choose(s.say(("Male", "Female", "M", "F"), ("男", "女")))),
     ("City|Place|Town", "城市|籍贯", lambda s: s.choose(s.say(words.CITIES, words.CITIES_ZH))),
     ("Phone|Tel|Mobile|Contact", "电话|手机|联系电话", values.phone),
-    ("Email|E-mail", "邮箱|电子邮箱", lambda s: f"{values.english_word(s)}{s.between(1, 99)}@{values.english_word(s)}{s.choose(('.com', '.org', '.net', '.cn'))}"),
-    ("ID Number|ID No|Card No|Licence No|Passport No", "证件号码|身份证号|卡号|编号", lambda s: values.digits(s, s.between(8, 14)) if s.chance(0.6) else values.code(s)),
+    (
+        "Email|E-mail",
+        "邮箱|电子邮箱",
+        lambda s: (
+            f"{values.english_word(s)}{s.between(1, 99)}@{values.english_word(s)}{s.choose(('.com', '.org', '.net', '.cn'))}"
+        ),
+    ),
+    (
+        "ID Number|ID No|Card No|Licence No|Passport No",
+        "证件号码|身份证号|卡号|编号",
+        lambda s: values.digits(s, s.between(8, 14)) if s.chance(0.6) else values.code(s),
+    ),
     ("Address|Home Address", "地址|住址|家庭住址", values.address),
     ("Position|Title|Role|Job", "职位|职务|岗位", values.name_word),
     ("Department|Dept|Team", "部门|科室|单位", values.name_word),
     ("Country|Nationality", "国家|国籍|民族", values.name_word),
-    ("Order No|Reference|Account|Contract No|Tracking No", "订单号|合同号|账号|运单号|受理号", values.code),
+    (
+        "Order No|Reference|Account|Contract No|Tracking No",
+        "订单号|合同号|账号|运单号|受理号",
+        values.code,
+    ),
     ("Customer|Client|Sender|Receiver", "客户|收件人|寄件人|联系人", values.person),
-    ("Amount|Deposit|Fee|Balance", "金额|押金|费用|余额", lambda s: values.money(values.amount(s), values.currency(s))),
-    ("Status|State", "状态|办理状态", lambda s: s.choose(s.say(("Paid", "Unpaid", "Pending", "Done", "Active", "Closed"), ("已付", "未付", "处理中", "完成", "有效")))),
+    (
+        "Amount|Deposit|Fee|Balance",
+        "金额|押金|费用|余额",
+        lambda s: values.money(values.amount(s), values.currency(s)),
+    ),
+    (
+        "Status|State",
+        "状态|办理状态",
+        lambda s: s.choose(
+            s.say(
+                ("Paid", "Unpaid", "Pending", "Done", "Active", "Closed"),
+                ("已付", "未付", "处理中", "完成", "有效"),
+            )
+        ),
+    ),
     ("Issue Date|Date of Issue|Issued", "签发日期|发证日期|办理日期", values.date),
-    ("Flight|Train", "航班|车次", lambda s: f"{s.choose('ABCDEFGHM')}{s.choose('AUZNC')}{s.between(100, 9999)}"),
+    (
+        "Flight|Train",
+        "航班|车次",
+        lambda s: f"{s.choose('ABCDEFGHM')}{s.choose('AUZNC')}{s.between(100, 9999)}",
+    ),
     ("Seat", "座位", lambda s: f"{s.between(1, 40)}{s.choose('ABCDEF')}"),
     ("Gate", "登机口", lambda s: f"{s.choose('ABCD')}{s.between(1, 60)}"),
     ("Height", "身高", lambda s: f"{s.between(150, 199)} cm"),
@@ -46,14 +85,30 @@ FIELDS: tuple[tuple[str, str, Callable[[Sketch], str]], ...] = (
     ("Room|Floor|Ward", "房间|楼层|病房", lambda s: str(s.between(1, 2500))),
 )
 LABEL_FIELDS: tuple[tuple[str, str, Callable[[Sketch], str]], ...] = (
-    ("Net Weight|Net Wt|Contents", "净含量|净重|规格", lambda s: f"{s.between(1, 60) * 10}{s.choose(('g', 'ml', ' g', ' ml'))}"),
+    (
+        "Net Weight|Net Wt|Contents",
+        "净含量|净重|规格",
+        lambda s: f"{s.between(1, 60) * 10}{s.choose(('g', 'ml', ' g', ' ml'))}",
+    ),
     ("Batch|Lot|Batch No", "批号|批次|产品批号", values.code),
-    ("Made in|Origin|Country of Origin", "产地|原产地", lambda s: s.choose(s.say(words.CITIES, words.CITIES_ZH))),
-    ("Ingredients|Contains", "配料|成分", lambda s: s.say(", ", "、").join(values.name_word(s) for _ in range(2))),
+    (
+        "Made in|Origin|Country of Origin",
+        "产地|原产地",
+        lambda s: s.choose(s.say(words.CITIES, words.CITIES_ZH)),
+    ),
+    (
+        "Ingredients|Contains",
+        "配料|成分",
+        lambda s: s.say(", ", "、").join(values.name_word(s) for _ in range(2)),
+    ),
     ("Storage|Store", "贮存条件|储存方法", values.name_word),
     ("Produced|Production Date|MFG|Packed on", "生产日期", lambda s: values.date(s, 2015, 2026)),
     ("Maker|Manufacturer|Brand", "生产商|品牌|厂家", values.merchant),
-    ("Price|Retail Price", "价格|零售价", lambda s: values.money(values.amount(s), values.currency(s))),
+    (
+        "Price|Retail Price",
+        "价格|零售价",
+        lambda s: values.money(values.amount(s), values.currency(s)),
+    ),
 )
 LABEL_EXPIRY = ("Best Before|Use By|Expiry Date|EXP|Best by", "保质期至|有效期至|到期日|保质期")
 
@@ -113,8 +168,7 @@ def _choose_fields(
             rows.append(("", text, s.choose((values.name_word, values.code, values.person))(s)))
         else:
             rows.append(("", label(english, chinese), make(s)))
-    seen: set[str] = set()
-    unique = [r for r in rows if not (r[1].lower() in seen or seen.add(r[1].lower()))]
+    unique = list({row[1].lower(): row for row in reversed(rows)}.values())[::-1]
     if s.chance(0.6):
         s.rng.shuffle(unique)
     if len(unique) < 2:
@@ -127,7 +181,9 @@ def _draw(
 ) -> None:
     ink = s.paper()
     colon = s.choose(s.say((": ", ": ", ":", " "), (":", "：", ":", " ")))
-    layout = s.choose(("inline", "columns", "stacked") if len(fields) < 5 else ("inline", "columns"))
+    layout = s.choose(
+        ("inline", "columns", "stacked") if len(fields) < 5 else ("inline", "columns")
+    )
     height = s.height - 12
     rows = len(fields) * (2 if layout == "stacked" else 1)
     if layout == "inline":
@@ -152,7 +208,11 @@ def _draw(
     s.write(title_x, pitch / 2 + 4, title, bold, title_ink)
     y = pitch + 12
     y += s.uniform(0, s.height - y - pitch * rows - 2)
-    left = 14 if kind is not CARD or s.chance(0.6) else _portrait(s, y, pitch * rows, texts, face.width)
+    left = (
+        14
+        if kind is not CARD or s.chance(0.6)
+        else _portrait(s, y, pitch * rows, texts, face.width)
+    )
     value_x = left + max(face.width(label) for _, label, _ in fields) + s.between(12, 28)
     has_boxes = layout == "columns" and s.chance(0.35)
     inks: dict[str, tuple[float, float, float, float]] = {}
@@ -189,7 +249,9 @@ def _portrait(s: Sketch, top: float, height: float, texts: list[str], width: obj
     skin = s.choose(((240, 205, 175), (200, 155, 120), (140, 95, 65)))
     pen.ellipse((10 + size * 0.3, top + size * 0.15, 10 + size * 0.7, top + size * 0.6), fill=skin)
     coat = (s.between(20, 120), s.between(20, 120), s.between(40, 160))
-    pen.pieslice((10 + size * 0.1, top + size * 0.65, 10 + size * 0.9, top + size * 1.7), 180, 360, fill=coat)
+    pen.pieslice(
+        (10 + size * 0.1, top + size * 0.65, 10 + size * 0.9, top + size * 1.7), 180, 360, fill=coat
+    )
     return 24 + size
 
 
@@ -216,7 +278,8 @@ def _ask(
             s.ask_absent(key)
     for _, label, value in s.sample(fields, 3):
         s.ask("field", value, x=label.lower() if not s.is_chinese and s.chance(0.3) else label)
-    unknown = s.choose(s.choose(FIELDS)[1 if s.is_chinese else 0].split("|"))
+    english, chinese, _ = s.choose(FIELDS)
+    unknown = s.choose(s.say(english, chinese).split("|"))
     said = " ".join(label for _, label, _ in fields).lower()
     if unknown.lower() not in said and s.chance(0.5) and not (kind is LABEL and "eight" in unknown):
         s.ask_absent("field", x=unknown)
@@ -225,7 +288,11 @@ def _ask(
     s.ask_json(pairs, [(unknown, unknown)] if unknown.lower() not in said else [])
     if inks:
         label = s.choose(list(inks))
-        s.ask_box(inks[label], (f"value of {label}", f"{label}的值"), dict((f[1], f[2]) for f in fields)[label])
+        s.ask_box(
+            inks[label],
+            (f"value of {label}", f"{label}的值"),
+            {name: value for _, name, value in fields}[label],
+        )
     s.ask_text_box()
     s.ask_kind(kind)
     count = len(fields)

@@ -35,7 +35,9 @@ def choose_size(s: Sketch, rows: Sequence[Row], width: float, height: float, lar
     for row in rows:
         face = bold if row.is_bold else probe
         gap = {"pair": 20.0, "columns": 28.0, "indent": 24.0}.get(row.style, 0.0)
-        widest = max(widest, (sum(map(face.width, row.texts)) + gap * max(1, len(row.texts) - 1)) / 32)
+        widest = max(
+            widest, (sum(map(face.width, row.texts)) + gap * max(1, len(row.texts) - 1)) / 32
+        )
     total = sum(row.height for row in rows)
     size = int(min(largest, width / widest, height / total / 1.12))
     if size < s.smallest_size:
@@ -74,7 +76,9 @@ def draw_rows(
         if row.style == "rule":
             _rule(s, left, right, middle, rule_gap, ink)
         elif row.style == "centre":
-            canvas.text((left + right - used.width(row.texts[0])) / 2, middle, row.texts[0], used, ink)
+            canvas.text(
+                (left + right - used.width(row.texts[0])) / 2, middle, row.texts[0], used, ink
+            )
         elif row.style == "left":
             canvas.text(left, middle, row.texts[0], used, ink)
         elif row.style == "indent":
@@ -90,7 +94,9 @@ def draw_rows(
         else:
             canvas.text(left, middle, row.texts[0], used, ink)
             for text, edge in zip(row.texts[1:], column_edges, strict=True):
-                canvas.text(left + (right - left) * edge - used.width(text), middle, text, used, ink)
+                canvas.text(
+                    left + (right - left) * edge - used.width(text), middle, text, used, ink
+                )
         if row.texts:
             s.transcript.append(" ".join(t for t in row.texts if t))
         placed.append(list(range(start, len(canvas.runs))))

@@ -25,23 +25,25 @@ def questions_about_both(first: Scene, second: Scene, rng: random.Random) -> lis
     return asked
 
 
-def _comparisons(
-    first: Scene, second: Scene, chinese: bool, rng: random.Random
-) -> list[Question]:
+def _comparisons(first: Scene, second: Scene, chinese: bool, rng: random.Random) -> list[Question]:
     found: list[Question] = []
 
     def add(key: str, answer: Pair, x: str = "") -> None:
         template = TEMPLATES[key]
         wording = rng.choice(template.chinese if chinese else template.english)
-        found.append(
-            Question(template.kind, key, wording.format(x=x), answer[chinese], chinese)
-        )
+        found.append(Question(template.kind, key, wording.format(x=x), answer[chinese], chinese))
 
     kinds = [scene.facts["kind"] for scene in (first, second)]
     same = kinds[0] == kinds[1]
     add("same_kind", ("Yes", "是") if same else ("No", "否"))
     names: list[Pair] = [kind for kind in kinds if isinstance(kind, tuple)]
-    add("differences", (f"The first is {names[0][0]}, the second is {names[1][0]}.", f"第一张是{names[0][1]},第二张是{names[1][1]}。"))
+    add(
+        "differences",
+        (
+            f"The first is {names[0][0]}, the second is {names[1][0]}.",
+            f"第一张是{names[0][1]},第二张是{names[1][1]}。",
+        ),
+    )
     if not same:
         place = rng.randrange(2)
         add("which_kind", WHICH[place], x=names[place][chinese])

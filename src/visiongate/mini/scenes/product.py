@@ -1,5 +1,6 @@
 """Product tiles as in a shop's listing: a drawn article, its name, price and attributes."""
 
+# ruff: noqa: E501, SIM905 - lists of words read better whole
 from __future__ import annotations
 
 from visiongate.mini.scenes import values
@@ -19,8 +20,12 @@ ARTICLES: dict[str, Pair] = {
     "hat": ("hat", "帽子"),
     "box": ("box", "盒子"),
 }
-ATTRIBUTES = "V-neck|Cotton|Waterproof|Slim fit|Long sleeve|Leather|Steel|Handmade|Vintage|Wireless|Soft|Foldable|Linen|Light|Portable|Organic|Large|Classic".split("|")
-ATTRIBUTES_ZH = "V领|纯棉|防水|修身|长袖|真皮|不锈钢|手工|复古|无线|柔软|可折叠|亚麻|轻便|便携|有机|大号|经典".split("|")
+ATTRIBUTES = "V-neck|Cotton|Waterproof|Slim fit|Long sleeve|Leather|Steel|Handmade|Vintage|Wireless|Soft|Foldable|Linen|Light|Portable|Organic|Large|Classic".split(
+    "|"
+)
+ATTRIBUTES_ZH = "V领|纯棉|防水|修身|长袖|真皮|不锈钢|手工|复古|无线|柔软|可折叠|亚麻|轻便|便携|有机|大号|经典".split(
+    "|"
+)
 MATERIALS = "Cotton|Leather|Steel|Linen|Wool|Glass|Silk|Wood|Plastic|Ceramic".split("|")
 MATERIALS_ZH = "棉|皮革|不锈钢|亚麻|羊毛|玻璃|真丝|木头|塑料|陶瓷".split("|")
 
@@ -30,13 +35,27 @@ def draw(s: Sketch) -> None:
     ink = s.paper()
     article = s.choose(list(ARTICLES))
     ground = s.canvas.background
-    colour = s.choose([c for c, (_, rgb) in COLOURS.items() if sum(abs(a - b) for a, b in zip(rgb, ground, strict=True)) > 90])
-    name = s.say(f"{values.name_word(s)} {ARTICLES[article][0].title()}", values.name_word(s) + ARTICLES[article][1])
+    colour = s.choose(
+        [
+            c
+            for c, (_, rgb) in COLOURS.items()
+            if sum(abs(a - b) for a, b in zip(rgb, ground, strict=True)) > 90
+        ]
+    )
+    name = s.say(
+        f"{values.name_word(s)} {ARTICLES[article][0].title()}",
+        values.name_word(s) + ARTICLES[article][1],
+    )
     symbol = s.choose(("¥", "¥", "元")) if s.is_chinese else s.choose(("$", "$", "€"))
     price = round(values.amount(s), 2)
     price_text = values.money(price, symbol)
     usual, lines = _lines(s, price, price_text, symbol)
-    attributes = s.distinct(lambda: s.choose(s.say(ATTRIBUTES, ATTRIBUTES_ZH)) if s.chance(0.7) else values.name_word(s), s.between(1, 3))
+    attributes = s.distinct(
+        lambda: (
+            s.choose(s.say(ATTRIBUTES, ATTRIBUTES_ZH)) if s.chance(0.7) else values.name_word(s)
+        ),
+        s.between(1, 3),
+    )
     facts = _facts(s)
     texts = [name, *lines, *attributes, *(label + value for _, label, value in facts)]
     beside = s.width > s.height
@@ -51,10 +70,24 @@ def draw(s: Sketch) -> None:
         s.canvas.marks.append(Mark(f"colour:{colour}", picture[0] / 2 + dx, picture[1] / 2))
     pitch = min(room / len(texts), face.size * s.uniform(1.25, 1.9))
     x = s.width * 0.5 if beside else 16.0
-    y = (s.height - room) + s.uniform(0, room - pitch * len(texts) - 4) if not beside else s.uniform(8, s.height - pitch * len(texts))
+    y = (
+        (s.height - room) + s.uniform(0, room - pitch * len(texts) - 4)
+        if not beside
+        else s.uniform(8, s.height - pitch * len(texts))
+    )
     for i, text in enumerate(texts):
         faded = usual and text == lines[-1]
-        s.write(x, y + pitch / 2, text, face, (140, 140, 140) if faded and sum(ground) > 400 else (190, 30, 30) if i == 1 and sum(ground) > 400 else ink)
+        s.write(
+            x,
+            y + pitch / 2,
+            text,
+            face,
+            (140, 140, 140)
+            if faded and sum(ground) > 400
+            else (190, 30, 30)
+            if i == 1 and sum(ground) > 400
+            else ink,
+        )
         y += pitch
 
     s.ask_transcript()
@@ -67,11 +100,29 @@ def draw(s: Sketch) -> None:
         s.ask("usual_price", usual_text)
         for _ in range(2):
             if price < usual:
-                s.ask("is_sensible", (f"Yes: {price_text} is below the usual price of {usual_text}.", f"合理:{price_text}低于原价{usual_text}。"))
+                s.ask(
+                    "is_sensible",
+                    (
+                        f"Yes: {price_text} is below the usual price of {usual_text}.",
+                        f"合理:{price_text}低于原价{usual_text}。",
+                    ),
+                )
             else:
-                s.ask("is_sensible", (f"No: {price_text} is above the usual price of {usual_text}.", f"不合理:{price_text}高于原价{usual_text}。"))
+                s.ask(
+                    "is_sensible",
+                    (
+                        f"No: {price_text} is above the usual price of {usual_text}.",
+                        f"不合理:{price_text}高于原价{usual_text}。",
+                    ),
+                )
     else:
-        s.ask("is_sensible", (f"I cannot tell: the image shows only {price_text}.", f"无法判断:图中只有{price_text}。"))
+        s.ask(
+            "is_sensible",
+            (
+                f"I cannot tell: the image shows only {price_text}.",
+                f"无法判断:图中只有{price_text}。",
+            ),
+        )
         s.ask_absent("usual_price")
     known = {key: value for key, _, value in facts}
     for key in ("material", "stock", "sold"):
@@ -106,7 +157,9 @@ def _lines(s: Sketch, price: float, price_text: str, symbol: str) -> tuple[float
     usual = round(price * s.choose((0.6, 0.8, 1.2, 1.25, 1.5, 2.0)), 2)
     if usual == price:
         raise DoesNotFit
-    label = s.choose(s.say(("Usual price: ", "Was ", "List price: "), ("原价:", "平时价:", "市场价:")))
+    label = s.choose(
+        s.say(("Usual price: ", "Was ", "List price: "), ("原价:", "平时价:", "市场价:"))
+    )
     return usual, [first, label + values.money(usual, symbol)]
 
 
@@ -114,7 +167,9 @@ def _facts(s: Sketch) -> list[tuple[str, str, str]]:
     """Rows of (template, label, value)."""
     rows: list[tuple[str, str, str]] = []
     if s.chance(0.4):
-        rows.append(("material", s.say("Material: ", "材质:"), s.choose(s.say(MATERIALS, MATERIALS_ZH))))
+        rows.append(
+            ("material", s.say("Material: ", "材质:"), s.choose(s.say(MATERIALS, MATERIALS_ZH)))
+        )
     if s.chance(0.3):
         rows.append(("stock", s.say("Stock: ", "库存:"), str(s.between(1, 999))))
     if s.chance(0.3):
@@ -129,14 +184,51 @@ def _paint(s: Sketch, article: str, fill: Colour, room: tuple[float, float]) -> 
     pen = s.canvas.pen
     edge = (110, 110, 110)
     if article == "dress":
-        pen.polygon([(x - r * 0.35, y - r), (x, y - r * 0.7), (x + r * 0.35, y - r), (x + r * 0.3, y - r * 0.2), (x + r * 0.8, y + r), (x - r * 0.8, y + r), (x - r * 0.3, y - r * 0.2)], fill, edge)
+        pen.polygon(
+            [
+                (x - r * 0.35, y - r),
+                (x, y - r * 0.7),
+                (x + r * 0.35, y - r),
+                (x + r * 0.3, y - r * 0.2),
+                (x + r * 0.8, y + r),
+                (x - r * 0.8, y + r),
+                (x - r * 0.3, y - r * 0.2),
+            ],
+            fill,
+            edge,
+        )
     elif article == "shirt":
-        pen.polygon([(x - r * 0.4, y - r * 0.8), (x + r * 0.4, y - r * 0.8), (x + r, y - r * 0.3), (x + r * 0.75, y), (x + r * 0.5, y - r * 0.2), (x + r * 0.5, y + r * 0.9), (x - r * 0.5, y + r * 0.9), (x - r * 0.5, y - r * 0.2), (x - r * 0.75, y), (x - r, y - r * 0.3)], fill, edge)
+        pen.polygon(
+            [
+                (x - r * 0.4, y - r * 0.8),
+                (x + r * 0.4, y - r * 0.8),
+                (x + r, y - r * 0.3),
+                (x + r * 0.75, y),
+                (x + r * 0.5, y - r * 0.2),
+                (x + r * 0.5, y + r * 0.9),
+                (x - r * 0.5, y + r * 0.9),
+                (x - r * 0.5, y - r * 0.2),
+                (x - r * 0.75, y),
+                (x - r, y - r * 0.3),
+            ],
+            fill,
+            edge,
+        )
     elif article == "mug":
-        pen.ellipse((x + r * 0.3, y - r * 0.35, x + r, y + r * 0.45), outline=fill, width=max(3, int(r * 0.14)))
+        pen.ellipse(
+            (x + r * 0.3, y - r * 0.35, x + r, y + r * 0.45),
+            outline=fill,
+            width=max(3, int(r * 0.14)),
+        )
         pen.rectangle((x - r * 0.7, y - r * 0.7, x + r * 0.55, y + r * 0.8), fill, edge)
     elif article == "bag":
-        pen.arc((x - r * 0.4, y - r, x + r * 0.4, y + r * 0.1), 180, 360, fill=edge, width=max(3, int(r * 0.1)))
+        pen.arc(
+            (x - r * 0.4, y - r, x + r * 0.4, y + r * 0.1),
+            180,
+            360,
+            fill=edge,
+            width=max(3, int(r * 0.1)),
+        )
         pen.rectangle((x - r * 0.8, y - r * 0.45, x + r * 0.8, y + r * 0.9), fill, edge)
     elif article == "bottle":
         pen.rectangle((x - r * 0.15, y - r, x + r * 0.15, y - r * 0.4), fill, edge)
@@ -146,7 +238,13 @@ def _paint(s: Sketch, article: str, fill: Colour, room: tuple[float, float]) -> 
         pen.rectangle((x - r * 0.4, y - r * 0.8, x + r * 0.4, y + r * 0.75), outline=edge)
     elif article == "hat":
         pen.ellipse((x - r, y + r * 0.1, x + r, y + r * 0.5), fill, edge)
-        pen.pieslice((x - r * 0.55, y - r * 0.7, x + r * 0.55, y + r * 1.1), 180, 360, fill=fill, outline=edge)
+        pen.pieslice(
+            (x - r * 0.55, y - r * 0.7, x + r * 0.55, y + r * 1.1),
+            180,
+            360,
+            fill=fill,
+            outline=edge,
+        )
     else:
         pen.rectangle((x - r * 0.8, y - r * 0.5, x + r * 0.8, y + r * 0.7), fill, edge)
         pen.line((x, y - r * 0.5, x, y + r * 0.7), edge, width=2)

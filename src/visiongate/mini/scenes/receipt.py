@@ -1,5 +1,6 @@
 """Receipts and invoices."""
 
+# ruff: noqa: E501, SIM905 - lists of words read better whole
 from __future__ import annotations
 
 from visiongate.mini.scenes import values
@@ -9,13 +10,17 @@ from visiongate.mini.scenes.sketch import Sketch
 
 RECEIPT: Pair = ("a receipt", "一张购物小票")
 INVOICE: Pair = ("an invoice", "一张发票")
-TOTALS = "Total|TOTAL|Total|Amount Due|Grand Total|Balance Due|Total Due|To Pay|Total Amount|Amount Payable".split("|")
+TOTALS = "Total|TOTAL|Total|Amount Due|Grand Total|Balance Due|Total Due|To Pay|Total Amount|Amount Payable".split(
+    "|"
+)
 TOTALS_ZH = "合计|总计|应付|实付|总金额|合计金额|应付金额|总额|应收".split("|")
 TAXES = "Tax|VAT|GST|Sales Tax|Tax 8%|VAT 20%|Tax (5%)|TAX".split("|")
 TAXES_ZH = "税额|税费|增值税|税金|税".split("|")
 SUBTOTALS = "Subtotal|Sub-total|SUBTOTAL|Net|Sub Total".split("|")
 SUBTOTALS_ZH = "小计|商品小计|税前金额|金额小计".split("|")
-THANKS = "Thank you!|THANK YOU|Have a nice day|Please come again|Thank you for shopping|www.shop.com|Keep this receipt".split("|")
+THANKS = "Thank you!|THANK YOU|Have a nice day|Please come again|Thank you for shopping|www.shop.com|Keep this receipt".split(
+    "|"
+)
 THANKS_ZH = "谢谢惠顾|欢迎光临|欢迎下次光临|请保留小票|谢谢光临".split("|")
 
 
@@ -44,9 +49,13 @@ def draw(s: Sketch) -> None:
     rows = [Row("centre", (shop,), is_bold=True)]
     fields: dict[Pair, str] = {("merchant", "商家"): shop}
     if is_invoice and has(0.9):
-        rows.append(Row("centre", (s.say(s.choose(("INVOICE", "Invoice", "TAX INVOICE")), "发票"),)))
+        rows.append(
+            Row("centre", (s.say(s.choose(("INVOICE", "Invoice", "TAX INVOICE")), "发票"),))
+        )
     elif not is_invoice and has(0.25):
-        rows.append(Row("centre", (s.say(s.choose(("RECEIPT", "Receipt", "SALES RECEIPT")), "购物小票"),)))
+        rows.append(
+            Row("centre", (s.say(s.choose(("RECEIPT", "Receipt", "SALES RECEIPT")), "购物小票"),))
+        )
     details, known = _details(s, has)
     rows += details
     style = s.choose(("plain", "times", "columns"))
@@ -75,7 +84,9 @@ def draw(s: Sketch) -> None:
     if has(0.18):
         off = round(net * s.choose((0.05, 0.1, 0.2)), 2)
         total -= off
-        amounts.append((s.say("Discount", s.choose(("优惠", "折扣"))), "-" + values.money(off, symbol)))
+        amounts.append(
+            (s.say("Discount", s.choose(("优惠", "折扣"))), "-" + values.money(off, symbol))
+        )
         asks.append(("discount", amounts[-1][1]))
         rows.append(Row("pair", amounts[-1]))
     if has(0.5):
@@ -101,10 +112,22 @@ def draw(s: Sketch) -> None:
     size = choose_size(s, rows, s.width - 2 * left, s.height - 8, s.largest_size(24))
     if paper_width < s.width:
         sheet = s.canvas.background
-        s.canvas.pen.rectangle((0, 0, s.width, s.height), s.choose(((90, 80, 70), (60, 70, 90), (170, 160, 150))))
-        s.canvas.pen.rectangle(((s.width - paper_width) / 2, 0, (s.width + paper_width) / 2, s.height), sheet)
+        s.canvas.pen.rectangle(
+            (0, 0, s.width, s.height), s.choose(((90, 80, 70), (60, 70, 90), (170, 160, 150)))
+        )
+        s.canvas.pen.rectangle(
+            ((s.width - paper_width) / 2, 0, (s.width + paper_width) / 2, s.height), sheet
+        )
     placed = draw_rows(
-        s, rows, left=left, right=s.width - left, top=4, bottom=s.height - 4, size=size, ink=ink, column_edges=(0.68, 1.0)
+        s,
+        rows,
+        left=left,
+        right=s.width - left,
+        top=4,
+        bottom=s.height - 4,
+        size=size,
+        ink=ink,
+        column_edges=(0.68, 1.0),
     )
 
     # Questions
@@ -116,7 +139,24 @@ def draw(s: Sketch) -> None:
     for key, (name_pair, answer) in known.items():
         s.ask(key, answer)
         fields[name_pair] = answer
-    for key in s.sample([k for k in ("date", "number", "phone", "tax", "payment", "cashier", "discount", "address", "time") if k not in known and k not in dict(asks)], 1):
+    for key in s.sample(
+        [
+            k
+            for k in (
+                "date",
+                "number",
+                "phone",
+                "tax",
+                "payment",
+                "cashier",
+                "discount",
+                "address",
+                "time",
+            )
+            if k not in known and k not in dict(asks)
+        ],
+        1,
+    ):
         if not (key == "time" and "date" in known):
             s.ask_absent(key)
     for i in s.sample(range(len(items)), 2):
@@ -132,12 +172,16 @@ def draw(s: Sketch) -> None:
     s.ask("names", "\n".join(items))
     for _ in range(2):
         s.ask("amounts", "\n".join(f"{n}: {p}" for n, p in amounts))
-    absent = [n for n in (("date", "日期"), ("phone", "电话"), ("number", "单号")) if n not in fields]
+    absent = [
+        n for n in (("date", "日期"), ("phone", "电话"), ("number", "单号")) if n not in fields
+    ]
     s.ask_json(fields, absent)
     if len(set(sums)) == len(sums) > 1:
         s.ask("dearest", items[sums.index(max(sums))])
         s.ask("cheapest", items[sums.index(min(sums))])
-    s.ask_box(s.canvas.ink(*s.canvas.runs[placed[total_row][1]]), ("total amount", "总金额"), total_text)
+    s.ask_box(
+        s.canvas.ink(*s.canvas.runs[placed[total_row][1]]), ("total amount", "总金额"), total_text
+    )
     s.ask_text_box()
     kind = INVOICE if is_invoice else RECEIPT
     s.ask_kind(kind)
@@ -159,7 +203,10 @@ def _details(s: Sketch, has: object) -> tuple[list[Row], dict[str, tuple[Pair, s
     rows: list[Row] = []
     if has(0.75):
         day = values.date(s)
-        shown = s.say(s.choose(("Date: ", "", "Date ")), s.choose(("日期:", "", "日期：", "时间:"))) + day
+        shown = (
+            s.say(s.choose(("Date: ", "", "Date ")), s.choose(("日期:", "", "日期：", "时间:")))
+            + day
+        )
         known["date"] = (("date", "日期"), day)
         if s.chance(0.4):
             moment = values.clock(s)
@@ -168,17 +215,27 @@ def _details(s: Sketch, has: object) -> tuple[list[Row], dict[str, tuple[Pair, s
         rows.append(Row("left", (shown,)))
     if has(0.5):
         number = values.code(s)
-        label = s.say(s.choose(("No: ", "Receipt #", "No. ", "Ref: ", "Invoice No: ", "Order # ")), s.choose(("单号:", "编号:", "No:", "订单号:")))
+        label = s.say(
+            s.choose(("No: ", "Receipt #", "No. ", "Ref: ", "Invoice No: ", "Order # ")),
+            s.choose(("单号:", "编号:", "No:", "订单号:")),
+        )
         known["number"] = (("number", "单号"), number)
         rows.append(Row("left", (label + number,)))
     if has(0.3):
         number = values.phone(s)
         known["phone"] = (("phone", "电话"), number)
-        rows.append(Row(s.choose(("left", "centre")), (s.say(s.choose(("Tel: ", "Phone: ", "")), s.choose(("电话:", "Tel:"))) + number,)))
+        rows.append(
+            Row(
+                s.choose(("left", "centre")),
+                (s.say(s.choose(("Tel: ", "Phone: ", "")), s.choose(("电话:", "Tel:"))) + number,),
+            )
+        )
     if has(0.25):
         place = values.address(s)
         known["address"] = (("address", "地址"), place)
-        rows.append(Row(s.choose(("left", "centre")), (s.say("", s.choose(("地址:", ""))) + place,)))
+        rows.append(
+            Row(s.choose(("left", "centre")), (s.say("", s.choose(("地址:", ""))) + place,))
+        )
     if has(0.2):
         who = values.person(s)
         known["cashier"] = (("cashier", "收银员"), who)
@@ -199,7 +256,12 @@ def _payment(
     assert callable(has)
     if not has(0.35):
         return []
-    way = s.choose(s.say(("Cash", "Visa", "Card", "Mastercard", "Cash"), ("微信支付", "支付宝", "现金", "银行卡", "现金")))
+    way = s.choose(
+        s.say(
+            ("Cash", "Visa", "Card", "Mastercard", "Cash"),
+            ("微信支付", "支付宝", "现金", "银行卡", "现金"),
+        )
+    )
     asks.append(("payment", way))
     given = total
     if way in ("Cash", "现金") and has(0.7):

@@ -1,5 +1,6 @@
 """Repair orders: fault, replaced parts, hours."""
 
+# ruff: noqa: E501, SIM905 - lists of words read better whole
 from __future__ import annotations
 
 import json
@@ -12,15 +13,33 @@ from visiongate.mini.scenes.sketch import Sketch
 REPAIR: Pair = ("a repair order", "一张维修单")
 TITLES = "REPAIR ORDER|Repair Order|Work Order|Service Order|SERVICE REPORT|Job Card".split("|")
 TITLES_ZH = "维修单|维修工单|检修记录|服务工单|报修单|设备维修单".split("|")
-FAULT_LABELS = ("Fault|Problem|Complaint|Issue|Reported fault|Defect", "故障|故障现象|问题|故障描述|报修内容")
-PART_LABELS = ("Parts|Replaced parts|Parts replaced|Parts used|Spare parts", "更换零件|零件|更换配件|配件|更换部件")
+FAULT_LABELS = (
+    "Fault|Problem|Complaint|Issue|Reported fault|Defect",
+    "故障|故障现象|问题|故障描述|报修内容",
+)
+PART_LABELS = (
+    "Parts|Replaced parts|Parts replaced|Parts used|Spare parts",
+    "更换零件|零件|更换配件|配件|更换部件",
+)
 HOUR_LABELS = ("Hours|Labour|Labour hours|Work hours|Time spent", "工时|维修工时|用时|作业工时")
-DEVICES = "Engine|Pump|Motor|Printer|Brake|Battery|Screen|Compressor|Gearbox|Heater|Fan|Door|Lift|Conveyor|Router|Camera|Clutch|Valve".split("|")
-DEVICES_ZH = "发动机|水泵|电机|打印机|刹车|电池|屏幕|压缩机|变速箱|空调|风扇|车门|电梯|传送带|路由器|摄像头|离合器|阀门".split("|")
-FAULTS = "overheats|does not start|makes noise|leaks oil|stops suddenly|vibrates|is broken|smells burnt|is slow|shows no picture|is blocked|loses power".split("|")
-FAULTS_ZH = "过热|无法启动|有异响|漏油|突然停机|震动大|损坏|有焦味|运行慢|无显示|堵塞|动力不足".split("|")
-PARTS = "Filter|Belt|Bearing|Fuse|Seal|Gasket|Cable|Sensor|Spark plug|Bulb|Switch|Relay|Hose|Chain|Brake pad|Oil|Fan blade|Spring".split("|")
-PARTS_ZH = "滤芯|皮带|轴承|保险丝|密封圈|垫片|电缆|传感器|火花塞|灯泡|开关|继电器|软管|链条|刹车片|机油|风扇叶|弹簧".split("|")
+DEVICES = "Engine|Pump|Motor|Printer|Brake|Battery|Screen|Compressor|Gearbox|Heater|Fan|Door|Lift|Conveyor|Router|Camera|Clutch|Valve".split(
+    "|"
+)
+DEVICES_ZH = "发动机|水泵|电机|打印机|刹车|电池|屏幕|压缩机|变速箱|空调|风扇|车门|电梯|传送带|路由器|摄像头|离合器|阀门".split(
+    "|"
+)
+FAULTS = "overheats|does not start|makes noise|leaks oil|stops suddenly|vibrates|is broken|smells burnt|is slow|shows no picture|is blocked|loses power".split(
+    "|"
+)
+FAULTS_ZH = (
+    "过热|无法启动|有异响|漏油|突然停机|震动大|损坏|有焦味|运行慢|无显示|堵塞|动力不足".split("|")
+)
+PARTS = "Filter|Belt|Bearing|Fuse|Seal|Gasket|Cable|Sensor|Spark plug|Bulb|Switch|Relay|Hose|Chain|Brake pad|Oil|Fan blade|Spring".split(
+    "|"
+)
+PARTS_ZH = "滤芯|皮带|轴承|保险丝|密封圈|垫片|电缆|传感器|火花塞|灯泡|开关|继电器|软管|链条|刹车片|机油|风扇叶|弹簧".split(
+    "|"
+)
 
 
 def draw(s: Sketch) -> None:
@@ -29,7 +48,13 @@ def draw(s: Sketch) -> None:
     title = s.choose(s.say(TITLES, TITLES_ZH))
     fault = _fault(s)
     parts = s.distinct(lambda: _part(s), s.between(1, 3))
-    hours = s.choose((str(s.between(1, 12)), f"{s.between(0, 9)}.5", f"{s.between(0, 9)}.{s.choose(('25', '75', '2', '8'))}"))
+    hours = s.choose(
+        (
+            str(s.between(1, 12)),
+            f"{s.between(0, 9)}.5",
+            f"{s.between(0, 9)}.{s.choose(('25', '75', '2', '8'))}",
+        )
+    )
     unit = s.choose(s.say((" h", "", " hours", "h"), ("小时", "", " 小时", "h")))
     colon = s.choose(s.say((": ", ": ", ":"), (":", "：")))
     rows: list[Row] = []
@@ -52,7 +77,9 @@ def draw(s: Sketch) -> None:
         body.append([line(*PART_LABELS, s.say(", ", s.choose(("、", ","))).join(parts))])
     else:
         label = s.choose(s.say(*PART_LABELS).split("|")) + colon.strip()
-        body.append([Row("left", (label,)), *(Row("indent", (s.choose(("", "- ")) + p,)) for p in parts)])
+        body.append(
+            [Row("left", (label,)), *(Row("indent", (s.choose(("", "- ")) + p,)) for p in parts)]
+        )
     body.append([line(*HOUR_LABELS, hours + unit)])
     if s.chance(0.25):
         s.rng.shuffle(body)
@@ -84,12 +111,20 @@ def draw(s: Sketch) -> None:
         _ask_json(s, chinese, json.dumps(truth, ensure_ascii=False))
     for key, answer in asks:
         s.ask(key, answer)
-    for key in s.sample([k for k in ("number", "date", "total", "phone", "technician") if k not in dict(asks)], 1):
+    for key in s.sample(
+        [k for k in ("number", "date", "total", "phone", "technician") if k not in dict(asks)], 1
+    ):
         s.ask_absent(key)
     s.ask_text_box()
     s.ask_kind(REPAIR)
     joined = ", ".join(parts)
-    s.ask("summary", (f"A repair order: {fault}; {joined}; {hours} hours.", f"一张维修单:{fault};{joined};{hours}小时。"))
+    s.ask(
+        "summary",
+        (
+            f"A repair order: {fault}; {joined}; {hours} hours.",
+            f"一张维修单:{fault};{joined};{hours}小时。",
+        ),
+    )
 
 
 def _ask_json(s: Sketch, chinese_keys: bool, answer: str) -> None:
@@ -107,7 +142,12 @@ def _fault(s: Sketch) -> str:
         return s.say(f"{device} {s.choose(FAULTS)}", device + s.choose(FAULTS_ZH))
     if s.is_chinese:
         return values.chinese_word(s) + values.chinese_word(s)
-    return " ".join([values.english_word(s).capitalize(), *(values.english_word(s) for _ in range(s.between(1, 2)))])
+    return " ".join(
+        [
+            values.english_word(s).capitalize(),
+            *(values.english_word(s) for _ in range(s.between(1, 2))),
+        ]
+    )
 
 
 def _part(s: Sketch) -> str:

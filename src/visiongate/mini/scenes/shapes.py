@@ -76,15 +76,21 @@ def draw(s: Sketch) -> None:
     s.ask("list_shapes", (", ".join(n[0] for n in names), "、".join(n[1] for n in names)))
     if count <= 5:
         english = ", ".join(f"{'an' if n[0][0] in 'aeiou' else 'a'} {n[0]}" for n in names)
-        s.ask("summary", (f"The image shows {english}.", f"图中有{'、'.join(n[1] for n in names)}。"))
+        s.ask(
+            "summary", (f"The image shows {english}.", f"图中有{'、'.join(n[1] for n in names)}。")
+        )
     else:
-        s.ask("summary", (f"The image shows {count} coloured shapes.", f"图中有{count}个彩色图形。"))
+        s.ask(
+            "summary", (f"The image shows {count} coloured shapes.", f"图中有{count}个彩色图形。")
+        )
     s.ask_kind(SHAPES_KIND)
     s.ask_absent(s.choose(("total", "ocr", "title", "date", "merchant", "expiry")))
     s.facts["shapes"] = count
 
 
-def _paint(s: Sketch, shape: str, x: float, y: float, r: float, fill: Colour, outline: Colour | None) -> Box:
+def _paint(
+    s: Sketch, shape: str, x: float, y: float, r: float, fill: Colour, outline: Colour | None
+) -> Box:
     """Draws one shape; returns its bounding box."""
     pen = s.canvas.pen
     if shape in ("circle", "square", "rectangle"):
@@ -97,7 +103,9 @@ def _paint(s: Sketch, shape: str, x: float, y: float, r: float, fill: Colour, ou
     elif shape == "diamond":
         points = [(x, y - r), (x - r * 0.75, y), (x, y + r), (x + r * 0.75, y)]
     elif shape == "hexagon":
-        points = [(x + r * math.cos(math.pi * i / 3), y + r * math.sin(math.pi * i / 3)) for i in range(6)]
+        points = [
+            (x + r * math.cos(math.pi * i / 3), y + r * math.sin(math.pi * i / 3)) for i in range(6)
+        ]
     else:
         points = []
         for i in range(10):
@@ -109,7 +117,7 @@ def _paint(s: Sketch, shape: str, x: float, y: float, r: float, fill: Colour, ou
 
 
 def _mark(s: Sketch, thing: Thing) -> None:
-    """Marks the patches inside the shape with its colour and form, for the training's glyph loss."""
+    """Marks the patches inside the shape with its colour and form, for the glyph loss."""
     x1, y1, x2, y2 = thing.box
     for row in range(int(y1 // PATCH), int(y2 // PATCH) + 1):
         for column in range(int(x1 // PATCH), int(x2 // PATCH) + 1):
@@ -127,7 +135,11 @@ def _ask_counts(s: Sketch, things: list[Thing]) -> None:
     shape = s.choose(things).shape if s.chance(0.8) else s.choose(list(SHAPES))
     s.ask("count", str(sum(t.shape == shape for t in things)), x=(f"{shape}s", SHAPES[shape]))
     one = s.choose(things)
-    s.ask("count", str(sum(t.name == one.name for t in things)), x=(f"{one.colour} {one.shape}s", one.name[1]))
+    s.ask(
+        "count",
+        str(sum(t.name == one.name for t in things)),
+        x=(f"{one.colour} {one.shape}s", one.name[1]),
+    )
 
 
 def _ask_looks(s: Sketch, things: list[Thing], ground: str) -> None:
@@ -151,7 +163,12 @@ def _ask_looks(s: Sketch, things: list[Thing], ground: str) -> None:
 
 def _ask_places(s: Sketch, things: list[Thing]) -> None:
     if len(things) > 1:
-        for key, axis, sign in (("leftmost", "x", 1), ("rightmost", "x", -1), ("topmost", "y", 1), ("lowermost", "y", -1)):
+        for key, axis, sign in (
+            ("leftmost", "x", 1),
+            ("rightmost", "x", -1),
+            ("topmost", "y", 1),
+            ("lowermost", "y", -1),
+        ):
             by = sorted(things, key=lambda t: sign * float(getattr(t, axis)))
             if abs(getattr(by[0], axis) - getattr(by[1], axis)) > 12 and s.chance(0.6):
                 s.ask(key, by[0].name)
@@ -164,9 +181,16 @@ def _ask_places(s: Sketch, things: list[Thing]) -> None:
             a, b = s.sample(lone, 2)
             across, says_first = s.chance(0.5), s.chance(0.5)
             if across and abs(a.x - b.x) > 14:
-                words = [("to the left of", "左边"), ("to the right of", "右边"), ("left of", "左边"), ("right of", "右边")]
+                words = [
+                    ("to the left of", "左边"),
+                    ("to the right of", "右边"),
+                    ("left of", "左边"),
+                    ("right of", "右边"),
+                ]
                 i = s.between(0, 3)
-                s.ask_yes_no("relation", (a.x < b.x) == (i % 2 == 0), x=a.name, y=b.name, d=words[i])
+                s.ask_yes_no(
+                    "relation", (a.x < b.x) == (i % 2 == 0), x=a.name, y=b.name, d=words[i]
+                )
             elif not across and abs(a.y - b.y) > 14:
                 word = ("above", "上方") if says_first else ("below", "下方")
                 s.ask_yes_no("relation", (a.y < b.y) == says_first, x=a.name, y=b.name, d=word)

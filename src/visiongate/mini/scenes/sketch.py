@@ -27,7 +27,7 @@ SMALLEST_LATIN = 12  # pixels; smaller print is lost in a 16-pixel patch
 SMALLEST_CHINESE = 16
 
 
-class DoesNotFit(Exception):  # noqa: N818 - it is control flow inside this package
+class DoesNotFit(Exception):
     """The scene's words do not fit its picture; another seed may."""
 
 
@@ -283,7 +283,7 @@ class Sketch:
         """The question as people type it: no full stop, lower case, a polite word, a hint."""
         dice = self.rng.random()
         if dice < 0.12:
-            return question.rstrip(".?。?")
+            return question.rstrip(".?。")
         if dice < 0.18 and not chinese:
             return question[0].lower() + question[1:]
         if dice < 0.24:

@@ -57,7 +57,13 @@ def draw(s: Sketch) -> None:
         for j, text in enumerate(row):
             slack = lanes[j] - used.width(text) - padding
             shift = 0.0 if j == 0 or align == "left" else slack if align == "right" else slack / 2
-            s.canvas.text(x + padding / 2 + max(-padding / 2, shift), y + pitch / 2, text, used, ink if i else header_ink)
+            s.canvas.text(
+                x + padding / 2 + max(-padding / 2, shift),
+                y + pitch / 2,
+                text,
+                used,
+                ink if i else header_ink,
+            )
             x += lanes[j]
         if style in ("grid", "lines") or i == 0:
             pen.line((left, y + pitch, right, y + pitch), rule)
@@ -79,28 +85,56 @@ def _content(s: Sketch) -> tuple[list[str], list[str], list[list[str]]]:
     room = int((s.height - 10) / (s.smallest_size * 1.4)) - 1
     rows = s.between(2, max(2, min(room, int(2 + s.difficulty * 7))))
     theme = s.between(0, 4)
-    maker: Callable[[str], str]
     if theme == 0:
-        subjects = s.say(("Math", "English", "Science", "Age", "Score", "Art", "Points"), ("数学", "语文", "英语", "物理", "化学", "体育", "得分"))
+        subjects = s.say(
+            ("Math", "English", "Science", "Age", "Score", "Art", "Points"),
+            ("数学", "语文", "英语", "物理", "化学", "体育", "得分"),
+        )
         headers = [s.say("Name", "姓名"), *s.sample(subjects, columns - 1)]
-        names = s.distinct(lambda: values.person(s) if s.is_chinese else s.choose(words.GIVEN_NAMES), rows)
-        maker = lambda _: str(s.between(10, 100))  # noqa: E731 - a maker per theme reads best in line
+        names = s.distinct(
+            lambda: values.person(s) if s.is_chinese else s.choose(words.GIVEN_NAMES), rows
+        )
+
+        def maker(header: str) -> str:
+            return str(s.between(10, 100))
+
     elif theme == 1:
-        facts = s.say(("Price", "Stock", "Sold", "Qty", "Weight"), ("价格", "库存", "销量", "数量", "重量"))
-        headers = [s.say(s.choose(("Product", "Item")), s.choose(("产品", "商品"))), *s.sample(facts, columns - 1)]
+        facts = s.say(
+            ("Price", "Stock", "Sold", "Qty", "Weight"), ("价格", "库存", "销量", "数量", "重量")
+        )
+        headers = [
+            s.say(s.choose(("Product", "Item")), s.choose(("产品", "商品"))),
+            *s.sample(facts, columns - 1),
+        ]
         names = s.distinct(lambda: values.goods(s), rows)
-        maker = lambda h: f"{s.between(1, 200)}.{s.between(0, 99):02d}" if h in ("Price", "价格") else str(s.between(1, 999))  # noqa: E731
+
+        def maker(header: str) -> str:
+            if header in ("Price", "价格"):
+                return f"{s.between(1, 200)}.{s.between(0, 99):02d}"
+            return str(s.between(1, 999))
+
     elif theme == 2:
-        facts = s.say(("Temp", "Rain", "Sales", "Staff", "Shops"), ("人数", "温度", "产量", "收入", "门店"))
+        facts = s.say(
+            ("Temp", "Rain", "Sales", "Staff", "Shops"), ("人数", "温度", "产量", "收入", "门店")
+        )
         headers = [s.say("City", "城市"), *s.sample(facts, columns - 1)]
         names = s.sample(s.say(words.CITIES, words.CITIES_ZH), rows)
-        maker = lambda h: str(s.between(-10, 40) if h in ("Temp", "温度") else s.between(1, 9999))  # noqa: E731
+
+        def maker(header: str) -> str:
+            is_degrees = header in ("Temp", "温度")
+            return str(s.between(-10, 40) if is_degrees else s.between(1, 9999))
+
     elif theme == 3:
         headers = [s.say("Quarter", "季度"), *s.distinct(lambda: values.name_word(s), columns - 1)]
         names = [s.say(f"Q{i + 1}", f"第{'一二三四'[i]}季度") for i in range(min(4, rows))]
-        maker = lambda _: str(s.between(1, 99))  # noqa: E731
+
+        def maker(header: str) -> str:
+            return str(s.between(1, 99))
+
     else:
-        headers = s.distinct(lambda: values.chinese_word(s, 2) if s.is_chinese else values.name_word(s), columns)
+        headers = s.distinct(
+            lambda: values.chinese_word(s, 2) if s.is_chinese else values.name_word(s), columns
+        )
         names = s.distinct(lambda: values.name_word(s), rows)
         kinds = {h: s.choose(("number", "number", "word", "code")) for h in headers}
         makers: dict[str, Callable[[], str]] = {
@@ -108,7 +142,10 @@ def _content(s: Sketch) -> tuple[list[str], list[str], list[list[str]]]:
             "word": lambda: values.name_word(s),
             "code": lambda: values.code(s)[:8],
         }
-        maker = lambda h: makers[kinds[h]]()  # noqa: E731
+
+        def maker(header: str) -> str:
+            return makers[kinds[header]]()
+
     if len(headers) != columns or len(set(headers)) < columns or len(set(names)) < 2:
         raise DoesNotFit
     cells = [[name, *(maker(h) for h in headers[1:])] for name in names]

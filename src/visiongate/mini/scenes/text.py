@@ -1,5 +1,6 @@
 """Plain print: loose lines, paragraphs, signs and notes."""
 
+# ruff: noqa: E501 - lists of words read better whole
 from __future__ import annotations
 
 from visiongate.mini.scenes import values
@@ -112,7 +113,13 @@ def draw_sign(s: Sketch) -> None:
     s.ask_text_box()
     s.ask_kind(SIGN)
     said = " ".join(lines)
-    s.ask("summary", (f"{'An' if ground == 'orange' else 'A'} {ground} sign that says {said}.", f"一块{COLOURS[ground][0]}标牌,写着{said}。"))
+    s.ask(
+        "summary",
+        (
+            f"{'An' if ground == 'orange' else 'A'} {ground} sign that says {said}.",
+            f"一块{COLOURS[ground][0]}标牌,写着{said}。",
+        ),
+    )
 
 
 def _loose_line(s: Sketch) -> str:

@@ -16,7 +16,9 @@ def english_word(s: Sketch) -> str:
     if s.chance(0.84):
         return s.choose(s.vocabulary.english)
     syllables = [
-        s.choose("bcdfghjklmnprstvwxyz") + s.choose("aeiou") + (s.choose("nrstlmk") if s.chance(0.3) else "")
+        s.choose("bcdfghjklmnprstvwxyz")
+        + s.choose("aeiou")
+        + (s.choose("nrstlmk") if s.chance(0.3) else "")
         for _ in range(s.between(1, 4))
     ]
     return "".join(syllables)
@@ -66,7 +68,12 @@ def date(s: Sketch, first_year: int = 2012, last_year: int = 2035) -> str:
     iso = f"{year}-{month:02d}-{day:02d}"
     if s.is_chinese:
         return s.choose(
-            (f"{year}年{month}月{day}日", iso, f"{year}/{month:02d}/{day:02d}", f"{year}.{month:02d}.{day:02d}")
+            (
+                f"{year}年{month}月{day}日",
+                iso,
+                f"{year}/{month:02d}/{day:02d}",
+                f"{year}.{month:02d}.{day:02d}",
+            )
         )
     short, long = words.MONTHS[month - 1], words.LONG_MONTHS[month - 1]
     return s.choose(
@@ -106,7 +113,8 @@ def address(s: Sketch) -> str:
     if s.is_chinese:
         road = s.choose(words.ROADS_ZH) if s.chance(0.5) else chinese_word(s, 2) + "路"
         return f"{road}{s.between(1, 999)}号"
-    return f"{s.between(1, 999)} {english_word(s).capitalize()} {s.choose(('Street', 'Road', 'Ave', 'Lane', 'St', 'Rd'))}"
+    number, name = s.between(1, 999), english_word(s).capitalize()
+    return f"{number} {name} {s.choose(('Street', 'Road', 'Ave', 'Lane', 'St', 'Rd'))}"
 
 
 def person(s: Sketch) -> str:
@@ -174,4 +182,6 @@ def money(value: float, symbol: str) -> str:
 
 def currency(s: Sketch) -> str:
     """A currency sign, often none."""
-    return s.choose(("¥", "¥", "", "元")) if s.is_chinese else s.choose(("$", "$", "$", "", "€", "£"))
+    return (
+        s.choose(("¥", "¥", "", "元")) if s.is_chinese else s.choose(("$", "$", "$", "", "€", "£"))
+    )

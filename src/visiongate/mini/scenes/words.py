@@ -1,6 +1,6 @@
 """The words that scenes print: a small vocabulary of ours, and room for large lists at training time."""
 
-# ruff: noqa: E501 - lists of words and sentences read better whole
+# ruff: noqa: E501, SIM905 - lists of words read better whole
 from __future__ import annotations
 
 import json
@@ -14,7 +14,9 @@ DISHES = tuple(
     "Sandwich|Burger|Cheeseburger|French Fries|Caesar Salad|Soup|Pizza|Pasta|Noodles|Fried Rice|Steak|Fish Tacos|"
     "Chicken Wings|Ice Cream|Cookie|Brownie|Water|Soda|Beer|Red Wine|Tomato Soup|Garlic Bread|Onion Rings|Pancakes|"
     "Waffles|Omelette|Lemon Tart|Cheesecake|Grilled Salmon|Roast Chicken|Beef Stew|Lamb Curry|Mushroom Risotto|"
-    "Spring Rolls|Dumplings|Ramen|Sushi Set|Club Sandwich|Hot Chocolate|Iced Tea|Lemonade|House Salad".split("|")
+    "Spring Rolls|Dumplings|Ramen|Sushi Set|Club Sandwich|Hot Chocolate|Iced Tea|Lemonade|House Salad".split(
+        "|"
+    )
 )
 GOODS = tuple(
     "Bread|Eggs|Butter|Cheese|Yogurt|Banana|Bananas|Apples|Oranges|Grapes|Tomato|Potato|Onion|Carrot|Rice 5kg|Sugar|"
@@ -22,7 +24,9 @@ GOODS = tuple(
     "Monitor|Headphones|Battery AA|Light Bulb|T-Shirt|Jeans|Socks|Hat|Jacket|Shoes|Web Design|Hosting|Consulting|"
     "Support Plan|License|Delivery|Repair|Cleaning|Printer Ink|Desk Lamp|Chair|Table|Phone Case|Charger|Candle|Mug|"
     "Plate|Umbrella|Backpack|Ticket|Parking|Breakfast|Room Service|Massage|Haircut|Flowers|Gift Card|Coffee|Honey|"
-    "Detergent|Tissues|Toothbrush|Scissors|Glue|Folder|Lamp|Towel|Pillow|Blanket|Basket|Bottle".split("|")
+    "Detergent|Tissues|Toothbrush|Scissors|Glue|Folder|Lamp|Towel|Pillow|Blanket|Basket|Bottle".split(
+        "|"
+    )
 )
 SHOP_SUFFIXES = tuple(
     "Cafe Market Store Bakery Deli Books Pharmacy Grill Diner Hotel Supply Foods Bistro Shop Mart Bar Kitchen Garage "
@@ -61,7 +65,9 @@ SHOP_SUFFIXES_ZH = tuple(
     "超市 便利店 餐厅 咖啡馆 书店 药店 商店 面馆 酒店 公司 茶馆 水果店 百货 花店 饭店 商行 维修中心 诊所".split()
 )
 FAMILY_NAMES_ZH = "王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹"
-GIVEN_CHARS_ZH = "伟芳娜敏静丽强磊军洋勇艳杰娟涛明超秀霞平刚桂英华玉红建文国志海云飞雪梅林晓东春宁佳欣宇浩然思雨"
+GIVEN_CHARS_ZH = (
+    "伟芳娜敏静丽强磊军洋勇艳杰娟涛明超秀霞平刚桂英华玉红建文国志海云飞雪梅林晓东春宁佳欣宇浩然思雨"
+)
 CITIES_ZH = tuple(
     "北京 上海 广州 深圳 杭州 南京 苏州 成都 重庆 武汉 西安 天津 长沙 青岛 大连 厦门 福州 济南 郑州 合肥 昆明 宁波".split()
 )
