@@ -15,7 +15,7 @@ namespace visiongate {
 namespace {
 
 constexpr int kKeys = 128;          // keys of a block: two panels
-constexpr int64_t kTileRows = 384;  // query rows (tokens times heads) that share a packed block
+constexpr int64_t kBlockNumbers = 48 << 10;  // queries of a task, rows times D: half a cache
 
 // Products of the cache's type: float32 keys and values, or bfloat16 ones in pairs.
 template <class T>
@@ -104,7 +104,7 @@ template <bool kIsWhole, class T>
 inline float soften(const float* scores, T* probabilities, int64_t num_visible, float c,
                     RowState& row) {
   constexpr int64_t kVectors = kKeys / Simd::kLanes;
-  constexpr int kDegree = sizeof(T) == 4 ? 6 : 4;  // bfloat16 probabilities need fewer terms
+  constexpr int kDegree = sizeof(T) == 4 ? 5 : 3;  // bfloat16 probabilities need fewer terms
   const Simd::Float low = Simd::set1(-1e30f);
   const auto visible_part = [&](int64_t v, Simd::Float part, Simd::Float other) {
     if (kIsWhole) return part;
@@ -280,21 +280,20 @@ struct AttentionTask {
 template <class T>
 void attention_as(const AttentionCall& call) {
   const int64_t group = call.Hq / call.Hkv;
-  const int64_t tokens_a_block = larger(1, kTileRows / group);
+  const int64_t most_tokens = larger(1, kBlockNumbers / (call.D * group));
+  const auto rows_of = [&](int64_t b) { return call.bounds[b + 1] - call.bounds[b]; };
   // Blocks are numbered sequence by sequence; a block's index is found again by counting.
-  const auto blocks_of = [&](int64_t b) {
-    return (call.bounds[b + 1] - call.bounds[b] + tokens_a_block - 1) / tokens_a_block;
-  };
+  const auto blocks_of = [&](int64_t b) { return (rows_of(b) + most_tokens - 1) / most_tokens; };
   int64_t num_blocks = 0;
   for (int64_t b = 0; b < call.num_sequences; ++b) num_blocks += blocks_of(b);
   parallel(num_blocks * call.Hkv, [&](int64_t item) {
     const int64_t head = item / num_blocks;
     int64_t block = num_blocks - 1 - item % num_blocks, b = 0;  // long rows first
     while (block >= blocks_of(b)) block -= blocks_of(b++);
-    const int64_t num_rows = call.bounds[b + 1] - call.bounds[b];
+    const int64_t num_rows = rows_of(b);
     const int64_t num_before = call.lengths ? call.lengths[b] - num_rows : 0;
-    const int64_t begin = block * tokens_a_block;
-    const int64_t end = smaller(num_rows, begin + tokens_a_block);
+    const int64_t begin = num_rows * block / blocks_of(b);
+    const int64_t end = num_rows * (block + 1) / blocks_of(b);
     AttentionTask<T> task{call, Keys{call, b, head, call.bounds[b]}};
     task.first_token = call.bounds[b] + begin;
     task.num_tokens = end - begin;
