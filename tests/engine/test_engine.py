@@ -277,7 +277,7 @@ def test_a_prompt_over_the_context_is_refused_with_numbers(
 SCHEMA = {
     "type": "object",
     "properties": {
-        "store": {"type": "string"},
+        "store": {"type": "string", "maxLength": 24},
         "total": {"type": "string", "pattern": r"^\$[0-9]+\.[0-9]{2}$"},
         "paid": {"type": "boolean"},
         "currency": {"const": "a rather long constant value"},
