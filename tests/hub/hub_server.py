@@ -91,8 +91,7 @@ def published(folder: Path, *, is_whole: bool) -> dict[str, bytes]:
 @contextlib.contextmanager
 def run_hub(files: dict[str, bytes]) -> Iterator[Hub]:
     """A hub that answers until the end of the block."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Handler)
     hub = Hub(f"http://127.0.0.1:{server.server_port}", files)
     server.hub = hub  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -103,6 +102,13 @@ def run_hub(files: dict[str, bytes]) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing of callers that were killed."""
 
 
 class _Handler(BaseHTTPRequestHandler):
