@@ -43,11 +43,12 @@ class Server:
         return (self.folder / "logs" / name).read_text(encoding="utf-8")
 
     def access_line(self, request_id: str) -> str:
-        return wait_for(
+        line: str = wait_for(
             lambda: next(
                 (line for line in self.log("api_access.log").splitlines() if request_id in line), ""
             )
         )
+        return line
 
     def worker_pid(self) -> int:
         pid: int = self.get("/health/details").json()["workers"][0]["pid"]
@@ -55,10 +56,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(
-    folder: Path, *arguments: str, waits: bool = True, **environment: str
-) -> Iterator[Server]:
-    """A server on a free port, stopped at the end; `waits` until it says that it is ready."""
+def serve(folder: Path, *arguments: str, waits: Any = True, **environment: str) -> Iterator[Server]:
+    """A server on a free port, stopped at the end; `waits` until it says that it is ready.
+
+    `waits` is true or false; it is typed loosely so that an environment can be unpacked beside it.
+    """
     env = environment_of_tests() | environment
     process = subprocess.Popen(
         [sys.executable, "-c", START, "serve", "--port", "0", *arguments],

@@ -41,7 +41,7 @@ def test_openai_responses_streams_typed_events(server: Server) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
         stream = client.responses.create(model="visiongate-mini", input=_input(), stream=True)
         events = list(stream)
-    assert [event.sequence_number for event in events] == list(range(len(events)))  # type: ignore[union-attr]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert len(deltas) > 1
     assert "".join(deltas) == TRUE_TOTAL

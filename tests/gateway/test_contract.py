@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -38,7 +39,8 @@ def test_hostile_requests_meet_no_500_and_no_unknown_shape(server: Server) -> No
     schema.config.update(base_url=server.url)
     found: list[str] = []
     for result in schema.get_all_operations():
-        operation = result.ok()
+        operation: Any = result
+        operation = operation.ok()
 
         @settings(
             max_examples=12,
@@ -66,10 +68,11 @@ def test_hostile_requests_meet_no_500_and_no_unknown_shape(server: Server) -> No
     assert not found, "\n".join(sorted(set(found)))[:6000]
 
 
-def _given(operation: Any) -> Any:
+def _given(operation: Any) -> Callable[[Callable[..., None]], Callable[[], None]]:
     from hypothesis import given
 
-    return given(case=operation.as_strategy())
+    found: Callable[[Callable[..., None]], Callable[[], None]] = given(case=operation.as_strategy())
+    return found
 
 
 def _check_error(path: str, body: Any) -> None:
