@@ -146,6 +146,21 @@ def test_a_picture_that_cannot_work_is_refused_in_words_before_the_upload(
     assert all(request.method == "GET" for request in visit.requests)
 
 
+def test_a_chosen_picture_tells_what_it_will_cost(visit: Visit) -> None:
+    visit.add_pictures(RECEIPT)
+    expect(visit.page.locator(".plan")).to_contain_text("266 visual tokens")
+
+
+def test_a_damaged_picture_is_known_before_the_question_is_sent(
+    visit: Visit, tmp_path: Path
+) -> None:
+    visit.expects_failures = True  # the browser logs the 400
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(example()[:20])
+    visit.add_pictures(damaged)
+    expect(visit.page.locator(".problem")).not_to_be_empty()
+
+
 def test_a_large_picture_is_taken_with_advice(visit: Visit, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(example() + bytes(6 * 1024 * 1024))
     visit.add_pictures(tmp_path / "large.png")

@@ -109,6 +109,19 @@ def test_the_pro_edition_has_its_title_and_two_columns(
         assert light["y"] < 60
 
 
+def test_the_pro_edition_has_its_controls_at_the_left(open_page: OpenPage, pro: Server) -> None:
+    visit = open_page(url=pro.url, language="zh-CN")
+    visit.add_pictures(RECEIPT)
+    visit.answer(visit.ask("合计是多少？"))
+    side = visit.page.locator(".side")
+    for name in ("活跃度", "最大长度"):
+        expect(side.get_by_label(name)).to_be_visible()
+    expect(side.locator(".zone")).to_be_visible()
+    side.get_by_role("button", name="清空历史").click()
+    visit.button("清空").click()
+    expect(visit.rounds()).to_have_count(0)
+
+
 @pytest.mark.parametrize("width", [360, 768, 1440])
 def test_the_cpu_edition_stands_in_areas_that_fit_the_screen(
     open_page: OpenPage, width: int

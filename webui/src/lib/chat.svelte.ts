@@ -2,12 +2,21 @@
 
 import { ApiError, post, request, serverEvents } from "./api";
 import { t } from "./i18n.svelte";
-import { advice, dataUri, newId, type Picture, prepare, refusal, release } from "./pictures";
+import {
+  ADVISED_BYTES,
+  advice,
+  dataUri,
+  newId,
+  type Picture,
+  prepare,
+  refusal,
+  release,
+} from "./pictures";
 import { settings } from "./settings.svelte";
 import { device, isReady, untilReady } from "./status.svelte";
 import type { Conversation, Entry, Round } from "./store";
 import * as store from "./store";
-import type { Chunk, Message, Part } from "./types";
+import type { Chunk, Message, Part, Plan } from "./types";
 
 /** A picture in the composer; `picture` is null while it is being prepared. */
 export interface Draft {
@@ -15,6 +24,10 @@ export interface Draft {
   name: string;
   picture: Picture | null;
   ready: Promise<Picture>;
+  /** What the service would do with it, where it said so. */
+  plan: Plan | null;
+  /** Why the service would refuse it, in its words. */
+  problem: string;
 }
 
 const DEFAULT_LIMIT_BYTES = 10 * 1024 * 1024;
@@ -84,11 +97,25 @@ class Chat {
   #addDraft(file: File): void {
     const ready = prepare(file);
     const id = newId();
-    this.drafts.push({ id, name: file.name, picture: null, ready });
+    this.drafts.push({ id, name: file.name, picture: null, ready, plan: null, problem: "" });
+    const draft = this.drafts.at(-1) as Draft;
     ready.then((picture) => {
-      const draft = this.drafts.find((other) => other.id === id);
-      if (draft) draft.picture = picture;
+      draft.picture = picture;
+      if (picture.bytes <= ADVISED_BYTES && isReady()) void this.#planDraft(draft, picture);
     });
+  }
+
+  /** Asks what would happen to a picture, so that a bad one is known before the question is typed. */
+  async #planDraft(draft: Draft, picture: Picture): Promise<void> {
+    const form = new FormData();
+    form.append("image", picture.blob, picture.name);
+    try {
+      const response = await request("/v1/images/plan", { method: "POST", body: form });
+      draft.plan = (await response.json()) as Plan;
+    } catch (error) {
+      const isRefusal = error instanceof ApiError && [400, 413].includes(error.status);
+      if (isRefusal) draft.problem = error.message;
+    }
   }
 
   removeDraft(id: string): void {
@@ -348,7 +375,8 @@ function plainCopy(conversation: Conversation): Conversation {
 
 /** What is worth saying about a draft; empty when nothing is. */
 export function draftAdvice(draft: Draft): string {
-  return draft.picture ? advice(draft.picture) : "";
+  const own = draft.picture ? advice(draft.picture) : "";
+  return own || (draft.plan?.warnings[0] ?? "");
 }
 
 export const chat = new Chat();

@@ -13,7 +13,7 @@ export interface Picture {
   thumb: Blob | null;
 }
 
-const ADVISED_BYTES = 5 * 1024 * 1024;
+export const ADVISED_BYTES = 5 * 1024 * 1024;
 const THUMB_PIXELS = 360;
 
 const SIGNATURES: [string, (head: Uint8Array) => boolean][] = [

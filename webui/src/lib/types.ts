@@ -56,6 +56,13 @@ export interface Vision {
   >;
 }
 
+/** The answer of POST /v1/images/plan: what would happen to a picture. */
+export interface Plan {
+  tokens: number;
+  estimated_seconds: number | null;
+  warnings: string[];
+}
+
 /** A box in pixels of the upright original. */
 export interface Box {
   label: string;
