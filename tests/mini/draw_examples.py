@@ -615,6 +615,19 @@ PICTURES: dict[str, Callable[[], tuple[Image.Image, Pairs]]] = {
 }
 
 
+# A screenshot of our own page at 560 x 640, taken with Chromium; not drawn here.
+PAGE = {
+    "file": "page.png",
+    "kind": "page",
+    "questions": [
+        {"question": "What is the title?", "answer": "VisionGate mini"},
+        {"question": "What kind of image is this?", "answer": "A screenshot."},
+        {"question": 'Does the image contain the word "Ready"?', "answer": "Yes"},
+        {"question": 'Does the image contain the word "Invoice"?', "answer": "No"},
+    ],
+}
+
+
 def main() -> None:
     """Writes the pictures and `truths.json`."""
     OUT.mkdir(parents=True, exist_ok=True)
@@ -631,7 +644,7 @@ def main() -> None:
             image.save(OUT / name, optimize=True)
         asked = [{"question": q, "answer": a} for q, a in questions]
         truths.append({"file": name, "kind": draw.__name__.replace("_", " "), "questions": asked})
-    body = json.dumps({"pictures": truths}, ensure_ascii=False, indent=1)
+    body = json.dumps({"pictures": [*truths, PAGE]}, ensure_ascii=False, indent=1)
     (OUT / "truths.json").write_text(body + "\n", encoding="utf-8")
 
 
