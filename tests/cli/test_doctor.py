@@ -19,7 +19,9 @@ import torch
 from tests.gateway.serving import ROOT, START, Server, serve
 from visiongate.cli.checks import Level, Verdict, machine
 from visiongate.cli.checks.facts import Facts, Gpu, Place, measure, port_owner
-from visiongate.cli.checks.memory import (
+from visiongate.cli.checks.sight import Known, check_sight, draw_all, overlap, read_box
+from visiongate.cli.doctor import judge_details, judge_hashes, judge_health
+from visiongate.engine.budget import (
     PRECISIONS,
     Budget,
     budget,
@@ -27,8 +29,6 @@ from visiongate.cli.checks.memory import (
     num_parameters,
     published,
 )
-from visiongate.cli.checks.sight import Known, check_sight, draw_all, overlap, read_box
-from visiongate.cli.doctor import judge_details, judge_hashes, judge_health
 from visiongate.gateway.settings import load
 from visiongate.model.config import ModelConfig
 from visiongate.model.qwen3vl import Qwen3VL

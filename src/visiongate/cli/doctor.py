@@ -175,7 +175,7 @@ def _find_weights(settings: Settings) -> tuple[Path | None, Verdict]:
 
 def _budgets(settings: Settings, folder: Path | None, *, has_kernels: bool) -> tuple[Any, ...]:
     """The memory table; empty where neither a folder nor a published name tells the shape."""
-    from visiongate.cli.checks.memory import PRECISIONS, budget, published
+    from visiongate.engine.budget import PRECISIONS, budget, published
     from visiongate.gateway.launch import default_cache_tokens
     from visiongate.model.config import ModelConfig
 

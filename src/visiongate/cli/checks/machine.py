@@ -7,7 +7,7 @@ from typing import Final
 
 from visiongate.cli.checks import Level, Verdict
 from visiongate.cli.checks.facts import Facts, Place
-from visiongate.cli.checks.memory import MIN_CACHE_TOKENS, PRECISIONS, Budget
+from visiongate.engine.budget import MIN_CACHE_TOKENS, PRECISIONS, Budget
 
 MIN_GLIBC: Final = (2, 28)
 MIN_DRIVER: Final = 525
