@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.kernels.oracle import distance
 from visiongate import kernels
-from visiongate.kernels import Precision
+from visiongate.kernels import Precision, native
 
 # (N, K): multiples of the panels, odd ones, and the shapes of the small embedded model
 SHAPES = [(128, 256), (64, 64), (1, 1), (7, 3), (65, 33), (320, 256), (832, 320), (97, 515)]
@@ -127,3 +129,27 @@ def test_int8_survives_rows_of_zeros(level: str) -> None:
     assert torch.equal(y[0], torch.zeros(66))
     assert torch.allclose(y[1, :1], torch.tensor([300.0]), rtol=1e-5)
     assert torch.equal(y[1, 1:], torch.zeros(65))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_packing_in_pieces_gives_the_same_panels(
+    native_level: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = torch.randn(200, 302).bfloat16()
+    x = torch.randn(5, 302)
+    whole = kernels.linear(x, kernels.pack_linear(weight, None, precision))
+    monkeypatch.setattr(native, "_PIECE_BYTES", 1)  # 64 rows at a time
+    assert torch.equal(kernels.linear(x, kernels.pack_linear(weight, None, precision)), whole)
+
+
+def test_released_pages_are_read_again_from_the_file(native_level: str, tmp_path: Path) -> None:
+    values = torch.randn(64, 4096).bfloat16()
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(values.view(torch.uint8).numpy().data))
+    mapped = torch.from_file(str(file), shared=False, size=values.numel(), dtype=torch.bfloat16)
+    mapped = mapped.view(64, 4096)
+    packed = kernels.pack_linear(mapped, None, "float32", release=True)
+    assert torch.equal(mapped, values)
+    assert torch.equal(kernels.embedding(torch.arange(64), packed), values.float())
+    kernels.pack_linear(values, None, "float32", release=True)  # not of a file: left alone
+    assert bool(values.any())

@@ -9,14 +9,15 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor
+
+from visiongate.kernels.buffers import HUGE_PAGE_BYTES, BufferPool, map_block
 
 if TYPE_CHECKING:
     from visiongate.kernels.packed import PackedLinear, Precision
@@ -27,7 +28,7 @@ Backend = Literal["avx512", "avx2", "scalar", "torch"]
 
 PANEL = 64  # output features of one panel; csrc/layout.h
 GROUP = 256  # activations that share one scale; csrc/layout.h
-_HUGE_PAGE_BYTES = 2 << 20
+_PIECE_BYTES = 64 << 20
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _PRODUCTS = {
     ("float32", "bfloat16"): 0,  # (precision, storage) -> csrc/api.h, enum Product
@@ -39,8 +40,6 @@ _PRODUCTS = {
 _I64, _INT, _F32, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vg_set_num_threads": (_INT,),
-    "vg_keep_freed_memory": (),
-    "vg_advise_huge": (_PTR, _I64),
     "vg_release_pages": (_PTR, _I64),
     "vg_pack_bf16": (_PTR, _PTR, _I64, _I64),
     "vg_pack_f32": (_PTR, _PTR, _I64, _I64),
@@ -68,6 +67,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     ),
 }
 
+_buffers = BufferPool()
 _library: ctypes.CDLL | None = None
 _backend: Backend = "torch"
 _num_threads = 1
@@ -132,7 +132,6 @@ def _load() -> ctypes.CDLL | None:
     found.vg_level.argtypes = ()
     found.vg_level.restype = ctypes.c_char_p
     found.vg_set_num_threads(_num_threads)
-    found.vg_keep_freed_memory()
     return found
 
 
@@ -203,42 +202,62 @@ def _is_file_backed(t: Tensor) -> bool:
 def _empty_panels(num_elements: int, dtype: torch.dtype) -> Tensor:
     """Memory for panels: where they are large, a mapping of their own, in huge pages."""
     num_bytes = num_elements * dtype.itemsize
-    if num_bytes < 2 * _HUGE_PAGE_BYTES:
+    if num_bytes < HUGE_PAGE_BYTES:
         return torch.empty(num_elements, dtype=dtype)
-    t = torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype)
-    _lib().vg_advise_huge(t.data_ptr(), t.nbytes)
-    return t
+    return torch.frombuffer(map_block(num_bytes), dtype=dtype)
 
 
 def _round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def pack_bfloat16(weight: Tensor) -> Tensor:
+def _pieces(weight: Tensor, release: bool) -> Iterator[tuple[int, Tensor]]:
+    """Whole panels' worth of rows, about 64 MB at a time, each with the number of its first row.
+
+    With `release` a piece's file pages are dropped when the next one is asked for.
+    """
+    N, K = weight.shape
+    rows = max(1, _PIECE_BYTES // (K * weight.itemsize * PANEL)) * PANEL
+    for begin in range(0, N, rows):
+        piece = weight[begin : begin + rows]
+        yield begin, piece
+        if release:
+            release_pages(piece)
+
+
+def pack_bfloat16(weight: Tensor, release: bool = False) -> Tensor:
     """Panels of a contiguous bfloat16 (N, K) weight."""
     N, K = weight.shape
-    panels = _empty_panels(_round_up(N, PANEL) * _round_up(K, 2), torch.bfloat16)
-    _lib().vg_pack_bf16(weight.data_ptr(), panels.data_ptr(), N, K)
+    padded_K = _round_up(K, 2)
+    panels = _empty_panels(_round_up(N, PANEL) * padded_K, torch.bfloat16)
+    for begin, piece in _pieces(weight, release):
+        address = panels.data_ptr() + begin * padded_K * 2
+        _lib().vg_pack_bf16(piece.data_ptr(), address, len(piece), K)
     return panels
 
 
-def pack_float32(weight: Tensor) -> Tensor:
+def pack_float32(weight: Tensor, release: bool = False) -> Tensor:
     """Panels of a contiguous float32 (N, K) weight."""
     N, K = weight.shape
     panels = _empty_panels(_round_up(N, PANEL) * K, torch.float32)
-    _lib().vg_pack_f32(weight.data_ptr(), panels.data_ptr(), N, K)
+    for begin, piece in _pieces(weight, release):
+        address = panels.data_ptr() + begin * K * 4
+        _lib().vg_pack_f32(piece.data_ptr(), address, len(piece), K)
     return panels
 
 
-def pack_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+def pack_int8(weight: Tensor, release: bool = False) -> tuple[Tensor, Tensor]:
     """Panels and the scales (padded N,) of a contiguous weight (N, K)."""
     N, K = weight.shape
-    padded = _round_up(N, PANEL)
-    panels = _empty_panels(padded * (_round_up(K, 4) + 4 * -(-K // GROUP)), torch.int8)
-    scale = torch.empty(padded, dtype=torch.float32)
-    _lib().vg_pack_int8(
-        *(weight.data_ptr(), _TYPES[weight.dtype], panels.data_ptr(), scale.data_ptr(), N, K)
-    )
+    padded_N = _round_up(N, PANEL)
+    row_bytes = _round_up(K, 4) + 4 * -(-K // GROUP)
+    panels = _empty_panels(padded_N * row_bytes, torch.int8)
+    scale = torch.empty(padded_N, dtype=torch.float32)
+    for begin, piece in _pieces(weight, release):
+        _lib().vg_pack_int8(
+            *(piece.data_ptr(), _TYPES[weight.dtype], panels.data_ptr() + begin * row_bytes),
+            *(scale.data_ptr() + begin * 4, len(piece), K),
+        )
     return panels, scale
 
 
@@ -268,7 +287,7 @@ def linear(x: Tensor, packed: PackedLinear) -> Tensor:
         x = x.contiguous()
     M, K, N = x.shape[0], packed.in_features, packed.out_features
     assert x.shape[1] == K
-    y = torch.empty((M, N), dtype=x.dtype)
+    y = _buffers.empty((M, N), x.dtype)
     _lib().vg_linear(
         *(_PRODUCTS[packed.precision, packed.storage], x.data_ptr(), _TYPES[x.dtype], x.stride(0)),
         *(packed.weight.data_ptr(), _address(packed.scale), _address(packed.bias)),
@@ -281,7 +300,7 @@ def embedding(ids: Tensor, packed: PackedLinear, dtype: torch.dtype) -> Tensor:
     """Rows `ids` of the packed weight as (T, K)."""
     ids = ids.to(torch.int64).contiguous()
     T, K, N = ids.numel(), packed.in_features, packed.out_features
-    rows = torch.empty((T, K), dtype=dtype)
+    rows = _buffers.empty((T, K), dtype)
     _lib().vg_embedding(
         *(_PRODUCTS[packed.precision, packed.storage], ids.data_ptr(), packed.weight.data_ptr()),
         *(_address(packed.scale), rows.data_ptr(), _TYPES[dtype], T, N, K),
@@ -307,7 +326,7 @@ def vision_attention(
     if k.stride(0) != v.stride(0):
         k, v = k.contiguous(), v.contiguous()
     N, H, D = q.shape
-    out = torch.empty((N, H, D), dtype=q.dtype)
+    out = _buffers.empty((N, H, D), q.dtype)
     bounds = torch.tensor(list(cu_seqlens), dtype=torch.int32)
     _lib().vg_attention(
         *(q.data_ptr(), _TYPES[q.dtype], k.data_ptr(), v.data_ptr(), _TYPES[products]),
@@ -337,7 +356,7 @@ def paged_attention(
     block_table, bounds, lengths = (
         t.to(torch.int32).contiguous() for t in (block_table, cu_seqlens_q, context_lens)
     )
-    out = torch.empty((T, Hq, D), dtype=q.dtype)
+    out = _buffers.empty((T, Hq, D), q.dtype)
     _lib().vg_attention(
         *(q.data_ptr(), _TYPES[q.dtype], key_cache.data_ptr(), value_cache.data_ptr()),
         *(_TYPES[key_cache.dtype], out.data_ptr()),
@@ -354,11 +373,11 @@ def rms_norm(
     """The normalised sum x + residual, and the sum (x itself without a residual)."""
     x = x.contiguous()
     C = x.shape[-1]
-    y = torch.empty_like(x)
+    y = _buffers.empty(x.shape, x.dtype)
     total = x
     if residual is not None:
         residual = residual.to(x.dtype).contiguous()
-        total = torch.empty_like(x)
+        total = _buffers.empty(x.shape, x.dtype)
     weight = weight.float().contiguous()
     _lib().vg_rms_norm(
         *(x.data_ptr(), _address(residual), weight.data_ptr(), y.data_ptr(), total.data_ptr()),
@@ -370,7 +389,7 @@ def rms_norm(
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """See `visiongate.kernels.layer_norm`."""
     x, weight, bias = x.contiguous(), weight.float().contiguous(), bias.float().contiguous()
-    y = torch.empty_like(x)
+    y = _buffers.empty(x.shape, x.dtype)
     C = x.shape[-1]
     _lib().vg_layer_norm(
         *(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), y.data_ptr()),
@@ -383,7 +402,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     """See `visiongate.kernels.silu_mul`."""
     gate_up = gate_up.contiguous()
     I = gate_up.shape[-1] // 2  # noqa: E741 - the intermediate size
-    y = torch.empty((*gate_up.shape[:-1], I), dtype=gate_up.dtype)
+    y = _buffers.empty((*gate_up.shape[:-1], I), gate_up.dtype)
     num_rows = gate_up.numel() // (2 * I)
     _lib().vg_silu_mul(gate_up.data_ptr(), y.data_ptr(), _TYPES[y.dtype], num_rows, I)
     return y
@@ -392,7 +411,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 def gelu_tanh(x: Tensor) -> Tensor:
     """See `visiongate.kernels.gelu_tanh`."""
     x = x.contiguous()
-    y = torch.empty_like(x)
+    y = _buffers.empty(x.shape, x.dtype)
     _lib().vg_gelu_tanh(x.data_ptr(), y.data_ptr(), _TYPES[x.dtype], x.numel())
     return y
 
@@ -401,7 +420,7 @@ def norm_rope(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: f
     """One side of `visiongate.kernels.qk_norm_rope`."""
     x = _rows_of_heads(x)
     T, H, D = x.shape
-    y = torch.empty((T, H, D), dtype=x.dtype)
+    y = _buffers.empty((T, H, D), x.dtype)
     cos, sin = cos.float().contiguous(), sin.float().contiguous()
     weight = None if weight is None else weight.float().contiguous()
     _lib().vg_norm_rope(

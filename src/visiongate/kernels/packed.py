@@ -64,10 +64,8 @@ def pack_linear(
     """
     bias = None if bias is None else bias.float().contiguous()
     if native.library() is not None and weight.device.type == "cpu":
-        packed = _pack_native(weight.contiguous(), bias, precision)
-        if release:
-            native.release_pages(weight)
-        return packed
+        release = release and weight.is_contiguous()
+        return _pack_native(weight.contiguous(), bias, precision, release)
     N, K = weight.shape
     if precision == "int8":
         quantized, scale = reference.quantize_weight(weight)
@@ -77,19 +75,23 @@ def pack_linear(
     return PackedLinear(K, N, precision, storage, False, dense, bias)
 
 
-def _pack_native(weight: Tensor, bias: Tensor | None, precision: Precision) -> PackedLinear:
+def _pack_native(
+    weight: Tensor, bias: Tensor | None, precision: Precision, release: bool
+) -> PackedLinear:
     N, K = weight.shape
     if precision == "int8":
-        panels, scale = native.pack_int8(weight)
+        panels, scale = native.pack_int8(weight, release)
         return PackedLinear(K, N, precision, "int8", True, panels, bias, scale)
     fits = weight.dtype == torch.bfloat16 or precision == "bfloat16"
     if not fits:
         rounded = weight.bfloat16()
         fits = torch.equal(rounded.float(), weight)
     if fits:
-        panels = native.pack_bfloat16(weight.bfloat16())
+        panels = native.pack_bfloat16(weight.bfloat16(), release)
         return PackedLinear(K, N, precision, "bfloat16", True, panels, bias)
-    return PackedLinear(K, N, precision, "float32", True, native.pack_float32(weight), bias)
+    return PackedLinear(
+        K, N, precision, "float32", True, native.pack_float32(weight, release), bias
+    )
 
 
 def linear(x: Tensor, packed: PackedLinear) -> Tensor:

@@ -1,7 +1,4 @@
 // The library's C functions, as native.py calls them, and the choice of a level at run time.
-#if defined(__linux__)
-#include <malloc.h>
-#endif
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -44,19 +41,6 @@ const Level* find_level(const char* name) {
 
 const Level* level = find_level("");
 
-// The whole pages inside [address, address + num_bytes).
-struct Pages {
-  uintptr_t begin, end;
-  Pages(const void* address, int64_t num_bytes) {
-    const uintptr_t size = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)address;
-    begin = (first + size - 1) / size * size;
-    end = (first + (uintptr_t)num_bytes) / size * size;
-  }
-  void advise(int advice) const {
-    if (begin < end) madvise((void*)begin, end - begin, advice);
-  }
-};
-
 }  // namespace
 
 #define API extern "C" __attribute__((visibility("default")))
@@ -72,24 +56,12 @@ API const char* vg_level() { return level->name; }
 
 API void vg_set_num_threads(int count) { set_num_threads(count); }
 
-API void vg_advise_huge(void* address, int64_t num_bytes) {
-#if defined(MADV_HUGEPAGE)
-  Pages(address, num_bytes).advise(MADV_HUGEPAGE);
-#endif
-}
-
+// Drops the whole pages inside [address, address + num_bytes) from this process.
 API void vg_release_pages(void* address, int64_t num_bytes) {
-  Pages(address, num_bytes).advise(MADV_DONTNEED);
-}
-
-// Keeps freed blocks of up to 256 MB in the process instead of giving them back at once. The system
-// clears every page that it hands out: for a picture's activations that took a third of the time of
-// an int8 layer.
-API void vg_keep_freed_memory() {
-#if defined(M_MMAP_THRESHOLD) && defined(M_TRIM_THRESHOLD)
-  mallopt(M_MMAP_THRESHOLD, 256 << 20);
-  mallopt(M_TRIM_THRESHOLD, 256 << 20);
-#endif
+  const uintptr_t size = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)address;
+  const uintptr_t begin = (first + size - 1) / size * size;
+  const uintptr_t end = (first + (uintptr_t)num_bytes) / size * size;
+  if (begin < end) madvise((void*)begin, end - begin, MADV_DONTNEED);
 }
 
 API void vg_pack_bf16(const void* weight, void* panels, int64_t N, int64_t K) {

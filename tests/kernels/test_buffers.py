@@ -1,0 +1,45 @@
+"""Large tensors get their memory back from tensors that are gone, and from no others."""
+
+from __future__ import annotations
+
+import torch
+
+from visiongate.kernels.buffers import HUGE_PAGE_BYTES, BufferPool
+
+COUNT = HUGE_PAGE_BYTES // 4 + 5
+
+
+def test_a_block_is_reused_when_its_last_tensor_is_gone() -> None:
+    pool = BufferPool()
+    first = pool.empty((COUNT,), torch.float32)
+    address = first.data_ptr()
+    part = first[3:].view(-1)
+    del first
+    assert pool.free_bytes == 0
+    assert pool.empty((COUNT,), torch.float32).data_ptr() != address  # `part` still holds it
+    del part
+    assert address in [pool.empty((COUNT,), torch.float32).data_ptr() for _ in range(2)]
+
+
+def test_the_same_memory_comes_back_for_the_same_size() -> None:
+    pool = BufferPool()
+    tensor = pool.empty((COUNT,), torch.float32)
+    address = tensor.data_ptr()
+    del tensor
+    assert pool.free_bytes == 2 * HUGE_PAGE_BYTES
+    assert pool.empty((5, COUNT // 5), torch.float32).data_ptr() == address
+
+
+def test_small_tensors_and_tensors_without_elements_are_torch_s_own() -> None:
+    pool = BufferPool()
+    assert pool.empty((0, 7), torch.float32).shape == (0, 7)
+    del_me = pool.empty((8,), torch.float32)
+    del del_me
+    assert pool.free_bytes == 0
+
+
+def test_no_more_waits_than_is_allowed() -> None:
+    pool = BufferPool(keep_bytes=3 * HUGE_PAGE_BYTES)
+    tensors = [pool.empty((COUNT,), torch.float32) for _ in range(4)]
+    tensors.clear()
+    assert pool.free_bytes == 2 * HUGE_PAGE_BYTES
