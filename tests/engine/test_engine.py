@@ -329,8 +329,8 @@ def test_a_loop_is_stopped_and_trimmed(desk: Desk) -> None:
 def test_seeds_repeat_a_draw_alone_and_together(make_desk: MakeDesk, receipts: list[Image]) -> None:
     desk = make_desk()
     texts = set()
-    for seed in (1, 2, 3):
-        options = {"temperature": 1.5, "seed": seed, "max_tokens": 12}
+    for seed in range(6):
+        options = {"temperature": 2.0, "seed": seed, "max_tokens": 24}
         first = desk.ask(READ, receipts[0], **options)
         keys = [desk.add(READ, receipts[0], **options) for _ in range(2)]  # type: ignore[arg-type]
         desk.run()

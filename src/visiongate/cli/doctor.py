@@ -176,7 +176,7 @@ def _find_weights(settings: Settings) -> tuple[Path | None, Verdict]:
 def _budgets(settings: Settings, folder: Path | None, *, has_kernels: bool) -> tuple[Any, ...]:
     """The memory table; empty where neither a folder nor a published name tells the shape."""
     from visiongate.engine.budget import PRECISIONS, budget, published
-    from visiongate.gateway.launch import default_cache_tokens
+    from visiongate.gateway.launch import wanted_cache_tokens
     from visiongate.model.config import ModelConfig
 
     try:
@@ -185,12 +185,11 @@ def _budgets(settings: Settings, folder: Path | None, *, has_kernels: bool) -> t
         return ()
     if config is None:
         return ()
-    tokens = settings.cache_tokens or default_cache_tokens(settings)
     return tuple(
         budget(
             config,
             precision,
-            cache_tokens=tokens,
+            cache_tokens=wanted_cache_tokens(settings),
             image_area=settings.image_area,
             has_kernels=has_kernels,
         )

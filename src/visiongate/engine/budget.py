@@ -11,11 +11,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
+from visiongate.engine.types import Precision
 from visiongate.model.config import GenerationDefaults, ModelConfig, TextConfig, VisionConfig
-
-Precision = Literal["float32", "bfloat16", "int8"]
 
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16", "int8")
 PROGRAM_BYTES: Final = 480_000_000

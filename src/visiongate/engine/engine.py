@@ -47,6 +47,9 @@ from visiongate.model.weights import load_model
 
 logger = logging.getLogger(__name__)
 
+GPU_CACHE_SHARE = 0.8
+"""Of a card's memory that is free after loading; the rest is for pictures and steps."""
+
 LEAST_PREFILL_ALONE = 256
 LEAST_PREFILL_STREAMING = 32
 """Prompt tokens that a step computes even where that takes long: fewer would waste the weights' way
@@ -60,10 +63,10 @@ class Engine:
         text = model.config.text
         self.settings = settings
         self.tokenizer = tokenizer
-        self.max_context = min(text.max_position_embeddings, settings.cache_tokens)
-        num_blocks = settings.cache_tokens // settings.block_size
+        num_blocks = fitting_blocks(model, settings)
         pool = allocate_pool(model, num_blocks, settings)
         self.blocks = BlockPool(num_blocks, settings.block_size)
+        self.max_context = min(text.max_position_embeddings, num_blocks * settings.block_size)
         self.scheduler = Scheduler(
             self.blocks, max_num_seqs=settings.max_num_seqs, max_prefills=settings.max_prefills
         )
@@ -452,6 +455,18 @@ class _Totals:
     prefilled_tokens: int = 0
     decode_seconds: float = 0.0
     decoded_tokens: int = 0
+
+
+def fitting_blocks(model: Qwen3VL, settings: EngineSettings) -> int:
+    """The wanted number of cache blocks, on a GPU no more than its free memory holds."""
+    wanted = settings.cache_tokens // settings.block_size
+    if settings.device == "cpu":
+        return wanted
+    text = model.config.text
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    per_block = per_token * settings.block_size * (4 if settings.precision == "float32" else 2)
+    free_bytes, _ = torch.cuda.mem_get_info(settings.device)
+    return max(1, min(wanted, int(free_bytes * GPU_CACHE_SHARE) // per_block))
 
 
 def allocate_pool(model: Qwen3VL, num_blocks: int, settings: EngineSettings) -> KVPool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from visiongate import hub
+from visiongate.engine.budget import MIN_CACHE_TOKENS, budget
 from visiongate.engine.types import EngineSettings, WorkerSettings
 from visiongate.errors import InvalidSettings
 from visiongate.gateway.backend import Backend
@@ -15,6 +16,7 @@ from visiongate.gateway.download import DownloadingBackend
 from visiongate.gateway.memory import MIB, memory_limit
 from visiongate.gateway.settings import Settings
 from visiongate.gateway.upstream import Upstream
+from visiongate.model.config import ModelConfig
 
 MIN_BATCH_MEMORY: Final = 12 * 1024 * MIB
 """BATCH_SIZE over 1 needs this much memory beside a 2B model; below it, 1 is kept."""
@@ -51,7 +53,7 @@ def workers_of(settings: Settings, path: Path) -> list[WorkerSettings]:
                 num_threads=settings.threads or None,
                 max_num_seqs=settings.max_concurrency,
                 max_prefills=batch_size_of(settings),
-                cache_tokens=settings.cache_tokens or default_cache_tokens(settings),
+                cache_tokens=fitting_cache_tokens(settings, path, device),
             ),
             fall_back_to_cpu=settings.cpu_fallback,
         )
@@ -104,10 +106,23 @@ def batch_size_of(settings: Settings) -> int:
     return settings.batch_size
 
 
-def default_cache_tokens(settings: Settings) -> int:
-    """Room for every place at a usual length; large models get what memory allows."""
+def wanted_cache_tokens(settings: Settings) -> int:
+    """Room for every place at a usual length."""
     per_request = 4096 if settings.is_demo else 6144
-    return min(262_144, per_request * (settings.max_concurrency + 1))
+    return settings.cache_tokens or min(262_144, per_request * (settings.max_concurrency + 1))
+
+
+def fitting_cache_tokens(settings: Settings, path: Path, device: str) -> int:
+    """`wanted_cache_tokens`, on the CPU no more than memory holds once they are all in use.
+
+    A GPU's worker sizes its cache by the card's own memory.
+    """
+    wanted = wanted_cache_tokens(settings)
+    if settings.cache_tokens or device != "cpu":
+        return wanted
+    need = budget(ModelConfig.from_pretrained(path), settings.precision, cache_tokens=wanted)
+    limit = settings.memory_limit or memory_limit()
+    return max(MIN_CACHE_TOKENS, min(wanted, need.fitting_cache_tokens(limit)))
 
 
 def warnings_of(settings: Settings, *, has_keys: bool) -> list[str]:

@@ -1,0 +1,28 @@
+"""What is decided before a worker starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from visiongate.engine.budget import MIN_CACHE_TOKENS, budget
+from visiongate.gateway.launch import fitting_cache_tokens, wanted_cache_tokens
+from visiongate.gateway.settings import load
+from visiongate.model.config import ModelConfig
+
+WEIGHTS = Path(__file__).parents[2] / "src/visiongate/mini/weights"
+
+
+@pytest.mark.parametrize("limit", [700_000_000, 800_000_000, 10_000_000_000])
+def test_a_full_cache_fits_the_memory_limit(limit: int) -> None:
+    settings = load({"memory_limit": limit})
+    tokens = fitting_cache_tokens(settings, WEIGHTS, "cpu")
+    need = budget(ModelConfig.from_pretrained(WEIGHTS), "float32", cache_tokens=tokens)
+    assert need.total_bytes <= limit or tokens == MIN_CACHE_TOKENS
+    assert tokens <= wanted_cache_tokens(settings)
+
+
+def test_a_named_number_of_tokens_is_taken_as_it_is() -> None:
+    settings = load({"memory_limit": 800_000_000, "cache_tokens": 50_000})
+    assert fitting_cache_tokens(settings, WEIGHTS, "cpu") == 50_000
