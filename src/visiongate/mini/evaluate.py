@@ -232,7 +232,10 @@ def make_cases(
         number += 1
         if number > 400 + 100 * num_questions:
             raise ValueError(f"no question of kind {', '.join(kinds or ())}; known: see by_kind()")
-        found = _cases_of_round(number, rng, fonts, words)
+        try:
+            found = _cases_of_round(number, rng, fonts, words)
+        except scenes.DoesNotFit:  # rare, with few words; another seed fits
+            continue
         if kinds:
             found = [c for c in found if c.kind in kinds]
         else:

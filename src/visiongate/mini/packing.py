@@ -20,6 +20,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,12 @@ Grid = tuple[int, int]  # visual tokens down and across
 ALONE, UNUSED = 126, 127
 GLYPHS_PER_PATCH = 3
 MAX_QUESTIONS = 10
+
+
+class Progress(Protocol):
+    """How far the training is, from 0 to 1; a number that processes share."""
+
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +408,7 @@ def stream(
     fonts: FontBook,
     vocabulary: Vocabulary,
     seed: int,
-    progress: object,
+    progress: Progress,
     *,
     size_seed: int = 0,
 ) -> Iterator[Batch]:
@@ -414,7 +421,7 @@ def stream(
     drawer = Drawer(seed, fonts, vocabulary)
     glyphs = Glyphs(vocabulary)
     while True:
-        stage = stage_at(float(progress.value))  # type: ignore[attr-defined]  # a shared number
+        stage = stage_at(progress.value)
         name = sizes.choices(list(stage.sizes), list(stage.sizes.values()))[0]
         yield packer.batch(SIZE_CLASSES[name], drawer, stage, glyphs)
 

@@ -24,7 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 
 from visiongate.mini.network import Linear, TrainingNetwork
-from visiongate.mini.packing import GLYPHS_PER_PATCH, Batch, Glyphs, attention_mask, stream
+from visiongate.mini.packing import (
+    GLYPHS_PER_PATCH,
+    Batch,
+    Glyphs,
+    Progress,
+    attention_mask,
+    stream,
+)
 from visiongate.mini.scenes.fonts import FontBook, fonts_in
 from visiongate.mini.scenes.words import Vocabulary, load_vocabulary
 from visiongate.model.config import ModelConfig
@@ -199,7 +206,7 @@ class Batches(torch.utils.data.IterableDataset[Batch]):
         fonts: FontBook,
         vocabulary: Vocabulary,
         seed: int,
-        progress: object,
+        progress: Progress,
     ) -> None:
         self.arguments = (tokenizer_file, fonts, vocabulary)
         self.seed, self.progress = seed, progress
@@ -361,7 +368,7 @@ def main() -> None:
 def _run(
     trainer: Trainer,
     batches: Iterator[Batch],
-    progress: object,
+    progress: Progress,
     options: argparse.Namespace,
     began: float,
     *,
@@ -375,7 +382,7 @@ def _run(
             break
         trainer.seconds = before + time.monotonic() - began
         done = min(1.0, trainer.seconds / options.total_seconds)
-        progress.value = done  # type: ignore[attr-defined]  # a shared number
+        progress.value = done
         start = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - start

@@ -54,7 +54,8 @@ def draw(s: Sketch) -> None:
             s, categories, numbers, shown, top, palette, ink, is_line=form == "line"
         )
 
-    s.ask_transcript() if form in ("side", "pie") else None
+    if form in ("side", "pie"):
+        s.ask_transcript()
     s.ask("title", title)
     for i in s.sample(range(count), 3):
         s.ask("value", shown[i], x=categories[i])

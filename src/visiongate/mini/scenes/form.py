@@ -238,9 +238,10 @@ def _draw(
     _ask(s, title, fields, kind, inks)
 
 
-def _portrait(s: Sketch, top: float, height: float, texts: list[str], width: object) -> float:
+def _portrait(
+    s: Sketch, top: float, height: float, texts: list[str], width: Callable[[str], float]
+) -> float:
     """Draws a head-and-shoulders figure at the left where there is room; returns the text's left edge."""
-    assert callable(width)
     size = min(height, s.width * 0.26)
     if max(width(t) for t in texts) + size + 44 > s.width or size < 48:
         return 14

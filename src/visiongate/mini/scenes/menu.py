@@ -87,7 +87,7 @@ def draw(s: Sketch) -> None:
         truth = [
             dict(zip(keys, row, strict=True)) for row in zip(dishes, prices, notes, strict=True)
         ]
-        s._ask_in("menu_json", json.dumps(truth, ensure_ascii=False), chinese)
+        s.ask_in("menu_json", json.dumps(truth, ensure_ascii=False), chinese)
     listed = "\n".join(f"{n}: {p}" for n, p in zip(dishes, prices, strict=True))
     s.ask("items", listed)
     s.ask("names", "\n".join(dishes))

@@ -3,6 +3,8 @@
 # ruff: noqa: E501, SIM905 - lists of words read better whole
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from visiongate.mini.scenes import values
 from visiongate.mini.scenes.asking import Pair
 from visiongate.mini.scenes.layout import Row, choose_size, draw_rows
@@ -196,9 +198,10 @@ def draw(s: Sketch) -> None:
     )
 
 
-def _details(s: Sketch, has: object) -> tuple[list[Row], dict[str, tuple[Pair, str]]]:
+def _details(
+    s: Sketch, has: Callable[[float], bool]
+) -> tuple[list[Row], dict[str, tuple[Pair, str]]]:
     """The lines between the name and the items, shuffled, and what they tell."""
-    assert callable(has)
     known: dict[str, tuple[Pair, str]] = {}
     rows: list[Row] = []
     if has(0.75):
@@ -246,14 +249,13 @@ def _details(s: Sketch, has: object) -> tuple[list[Row], dict[str, tuple[Pair, s
 
 def _payment(
     s: Sketch,
-    has: object,
+    has: Callable[[float], bool],
     total: float,
     symbol: str,
     asks: list[tuple[str, str]],
     amounts: list[tuple[str, str]],
 ) -> list[Row]:
     """How it was paid; money given and change are the usual distractors beside the total."""
-    assert callable(has)
     if not has(0.35):
         return []
     way = s.choose(

@@ -132,7 +132,7 @@ def _ask_json(s: Sketch, chinese_keys: bool, answer: str) -> None:
     was = s.asks_chinese
     s.asks_chinese = chinese_keys
     template = "repair_json"
-    s._ask_in(template, answer, chinese_keys)
+    s.ask_in(template, answer, chinese_keys)
     s.asks_chinese = was
 
 

@@ -239,7 +239,7 @@ class Sketch:
         answer = json.dumps(
             [{"bbox_2d": list(shown), "label": _in(label, chinese)}], ensure_ascii=False
         )
-        self._ask_in(key, answer, chinese, x=_in(name, chinese))
+        self.ask_in(key, answer, chinese, x=_in(name, chinese))
 
     def ask_text_box(self) -> None:
         """Adds questions where two pieces of text are that the page holds once.
@@ -261,19 +261,20 @@ class Sketch:
         chinese = self.asks_chinese
         found = [{"bbox_2d": list(self.canvas.seen(box)), "label": text} for box, text in boxes]
         answer = json.dumps(found, ensure_ascii=False)
-        self._ask_in("boxes", answer, chinese, x=_in(name, chinese))
+        self.ask_in("boxes", answer, chinese, x=_in(name, chinese))
 
     def ask_point(self, box: Box, name: str) -> None:
         """Adds the question where to click for something."""
         x1, y1, x2, y2 = self.canvas.seen(box)
         point = {"point_2d": [(x1 + x2) // 2, (y1 + y2) // 2], "label": name}
-        self._ask_in("point", json.dumps(point, ensure_ascii=False), self.asks_chinese, x=name)
+        self.ask_in("point", json.dumps(point, ensure_ascii=False), self.asks_chinese, x=name)
 
     def ask_yes_no(self, key: str, is_so: bool, *, kind: str = "", **slots: Said) -> None:
         """Adds a question that is answered yes or no."""
         self.ask(key, ("Yes", "是") if is_so else ("No", "否"), kind=kind, **slots)
 
-    def _ask_in(self, key: str, answer: str, chinese: bool, **slots: str) -> None:
+    def ask_in(self, key: str, answer: str, chinese: bool, **slots: str) -> None:
+        """Adds a question in the language given."""
         template = TEMPLATES[key]
         wording = self.choose(template.chinese if chinese else template.english)
         text = self._vary(wording.format(**slots), chinese)

@@ -3,6 +3,8 @@
 # ruff: noqa: E501 - lists of words read better whole
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from visiongate.mini.scenes import values
 from visiongate.mini.scenes.asking import Pair
 from visiongate.mini.scenes.sketch import DoesNotFit, Sketch
@@ -152,9 +154,8 @@ def _loose_line(s: Sketch) -> str:
     return text.title() if dice < 0.65 else text
 
 
-def _running_line(s: Sketch, measure: object, width: float) -> str:
+def _running_line(s: Sketch, measure: Callable[[str], float], width: float) -> str:
     """Words up to the width; `measure` gives a text's width in pixels."""
-    assert callable(measure)
     text = ""
     for _ in range(40):
         if s.is_chinese:
