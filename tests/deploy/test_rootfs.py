@@ -81,14 +81,16 @@ def package_settings(root: Path) -> tuple[dict[str, str], list[Path]]:
     for source, target in (
         (Path("/etc/pip.conf"), "etc/pip.conf"),
         (Path.home() / ".config/pip/pip.conf", "root/.config/pip/pip.conf"),
+        (Path("/etc/npmrc"), "root/.npmrc"),
         (Path.home() / ".npmrc", "root/.npmrc"),
         (Path("/etc/resolv.conf"), "etc/resolv.conf"),
     ):
         if source.is_file():
             (root / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, root / target)
+            with (root / target).open("a") as out:
+                out.write(source.read_text())
             text += source.read_text()
-    kept = {k: v for k, v in os.environ.items() if re.match("(?i)(pip|npm_config)_", k)}
+    kept = {k: v for k, v in os.environ.items() if re.match("(?i)(pip|npm_config|node)_", k)}
     text += " ".join(kept.values())
     folders = {Path(name) for name in re.findall(r"(?:(?<=file://)|(?<![\w:/]))/[\w./-]+", text)}
     # An index in a folder names its files beside it.
