@@ -32,6 +32,7 @@ EXAMPLES = ROOT / "examples"
 WEIGHTS = ROOT / "src" / "visiongate" / "mini" / "weights"
 PRO = [
     *("--preset", "pro", "--model", str(WEIGHTS), "--set", "device=cpu"),
+    *("--precision", "float32"),
     *("--set", "model_name=Qwen3-VL-4B Pro · 多模态理解引擎"),
 ]
 

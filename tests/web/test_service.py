@@ -22,7 +22,7 @@ def pro(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The Pro edition with the embedded weights in place of the published ones."""
     weights = ROOT / "src" / "visiongate" / "mini" / "weights"
     arguments = ["--preset", "pro", "--model", str(weights), "--set", "device=cpu"]
-    named = ["--set", f"model_name={PRO_TITLE}"]
+    named = ["--precision", "float32", "--set", f"model_name={PRO_TITLE}"]
     with serve(tmp_path_factory.mktemp("pro"), *arguments, *named) as running:
         yield running
 
