@@ -31,7 +31,9 @@ def occupied(server: Server, number: int) -> Iterator[list[requests.Response]]:
     with ThreadPoolExecutor(number) as threads:
         opened = list(
             threads.map(
-                lambda _: server.post("/v1/chat/completions", endless(stream=True), stream=True),
+                lambda _: server.post(
+                    "/v1/chat/completions", endless(stream=True, n=4), stream=True
+                ),
                 range(number),
             )
         )

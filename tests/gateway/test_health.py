@@ -156,8 +156,9 @@ def test_the_page_and_docs_ask_no_other_host(server: Server) -> None:
 def test_a_streamed_answer_has_heartbeats_while_it_waits(tight_server: Server) -> None:
     url = "/v1/chat/completions"
     body = question(example(), TOTAL, stream=True)
-    with tight_server.post(url, endless(stream=True), stream=True) as first:
-        next(first.iter_lines())
+    with tight_server.post(url, endless(stream=True, n=4), stream=True) as first:
+        assert first.status_code == 200, first.text
+        wait_for(lambda: tight_server.get("/api/status").json()["queue"]["running"] == 1)
         with tight_server.post(url, body, stream=True) as second:
             lines = second.iter_lines()
             seen = [next(line for line in lines if line) for _ in range(3)]

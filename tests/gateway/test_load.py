@@ -59,26 +59,31 @@ def test_a_greedy_key_neither_starves_nor_mixes_up_a_modest_one(
     for key in (modest, greedy):  # each key has a cache of its own: warm both
         for number in range(NUM_PICTURES):
             ask(key, number)
-    with ThreadPoolExecutor(2) as two:
-        alone = list(two.map(lambda n: ask(modest, n), range(40)))
-    truth = {index: text for index, text, _ in alone}
-    before = rss_bytes(pid()) + rss_bytes(server.process.pid)
-    with ThreadPoolExecutor(18) as eighteen, ThreadPoolExecutor(2) as two:
-        many = eighteen.map(lambda n: ask(greedy, n), range(160))
-        few = list(two.map(lambda n: ask(modest, n), range(40)))
-        everything = [*many, *few]
-    after = rss_bytes(pid()) + rss_bytes(server.process.pid)
-    assert len(everything) == 200
-    assert all(text == truth[index] for index, text, _ in everything)
+    truth = {number: ask(modest, number)[1] for number in range(NUM_PICTURES)}
     right = sum(truth[index] == receipts[index].total for index in truth)
     assert right >= 0.7 * NUM_PICTURES
-    p95_alone = statistics.quantiles([seconds for *_, seconds in alone], n=20)[-1]
-    p95_beside = statistics.quantiles([seconds for *_, seconds in few], n=20)[-1]
-    p95_greedy = statistics.quantiles([s for *_, s in everything[:160]], n=20)[-1]
-    print(
-        f"modest p95 {p95_alone:.3f} s alone, {p95_beside:.3f} s beside {p95_greedy:.3f} s greedy; "
-        f"{right}/{NUM_PICTURES} right; memory {before / 2**20:.0f} -> {after / 2**20:.0f} MB"
-    )
-    # Twice, and 50 ms for the clients of this test, which share two cores with the server.
-    assert p95_beside <= 2 * p95_alone + 0.05
-    assert after - before < 48 * 2**20
+
+    def p95(found: list[tuple[int, str, float]]) -> float:
+        return statistics.quantiles([seconds for *_, seconds in found], n=20)[-1]
+
+    # Other work on the test machine disturbs one of the two measurements now and then: three tries.
+    for _ in range(3):
+        with ThreadPoolExecutor(2) as two:
+            alone = list(two.map(lambda n: ask(modest, n), range(40)))
+        before = rss_bytes(pid()) + rss_bytes(server.process.pid)
+        with ThreadPoolExecutor(18) as eighteen, ThreadPoolExecutor(2) as two:
+            many = eighteen.map(lambda n: ask(greedy, n), range(160))
+            few = list(two.map(lambda n: ask(modest, n), range(40)))
+            everything = [*many, *few]
+        after = rss_bytes(pid()) + rss_bytes(server.process.pid)
+        assert len(everything) == 200
+        assert all(text == truth[index] for index, text, _ in [*everything, *alone])
+        assert after - before < 48 * 2**20
+        print(
+            f"modest p95 {p95(alone):.3f} s alone, {p95(few):.3f} s beside "
+            f"{p95(everything[:160]):.3f} s greedy; {right}/{NUM_PICTURES} right; "
+            f"memory {before / 2**20:.0f} -> {after / 2**20:.0f} MB"
+        )
+        if p95(few) <= 2 * p95(alone):
+            return
+    raise AssertionError("the modest key waits more than twice as long as alone")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visiongate.errors import InvalidSettings
@@ -66,6 +66,7 @@ def test_secrets_are_masked_everywhere() -> None:
     assert "hidden" in caught.value.message
 
 
+@settings(deadline=None)
 @given(st.integers().filter(lambda number: not 1 <= number <= 4096))
 def test_every_number_out_of_range_is_refused_by_name(number: int) -> None:
     with pytest.raises(InvalidSettings) as caught:

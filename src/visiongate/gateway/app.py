@@ -166,7 +166,9 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
             allow_headers=["Authorization", "Content-Type", "X-VisionGate-Events", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Retry-After"],
         )
-    app.add_middleware(RequestLog, logs=service.logs, finish=service.finish)
+    app.add_middleware(
+        RequestLog, logs=service.logs, finish=service.finish, extra=service.state_headers
+    )
 
 
 def _handle_errors(app: FastAPI) -> None:

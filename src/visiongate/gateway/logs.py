@@ -81,12 +81,21 @@ class RequestLog:
 
     Args:
         finish: called once with the note of every finished request.
+        extra: headers that every response carries at this moment.
     """
 
-    def __init__(self, app: ASGIApp, *, logs: Logs, finish: Callable[[Note], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        logs: Logs,
+        finish: Callable[[Note], None],
+        extra: Callable[[], list[tuple[bytes, bytes]]],
+    ) -> None:
         self.app = app
         self.logs = logs
         self.finish = finish
+        self.extra = extra
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -100,7 +109,8 @@ class RequestLog:
         async def stamp(message: Message) -> None:
             if message["type"] == "http.response.start":
                 note.status = message["status"]
-                message["headers"] = [*message["headers"], id_header, *_SAFETY_HEADERS]
+                headers = [*message["headers"], id_header, *_SAFETY_HEADERS, *self.extra()]
+                message["headers"] = headers
             await send(message)
 
         try:

@@ -96,6 +96,11 @@ class Service:
             return "loading", "loading the tokenizer"
         return status.state, status.reason
 
+    def state_headers(self) -> list[tuple[bytes, bytes]]:
+        """Tells every caller of a degraded service that it is one."""
+        is_degraded = self.backend.status().state == "degraded"
+        return [(b"x-visiongate-state", b"degraded")] if is_degraded else []
+
     async def session(self, session_id: str | None, caller: Caller) -> Session | None:
         """The session that a request names: None for none, a new one for ""."""
         if session_id is None:
