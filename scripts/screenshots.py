@@ -89,7 +89,7 @@ def conversation(browser: Browser, mini: str, pro: str) -> Page:
 
 def boxes(browser: Browser, mini: str, pro: str) -> Page:
     """A box over the original."""
-    page = open_page(browser, mini, height=860)
+    page = open_page(browser, mini, height=960)
     start(page, "Locate a shape", "Send")
     page.locator("figcaption .button").hover()
     return page

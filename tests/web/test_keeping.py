@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from tests.gateway.serving import Server
 from tests.pictures import draw_receipt
-from tests.web.conftest import EXAMPLES, OpenPage, Visit
+from tests.web.conftest import EXAMPLES, OpenPage, Visit, lengthen
 
 RECEIPT = EXAMPLES / "receipt.png"
 
@@ -25,6 +25,29 @@ def test_the_history_survives_a_reload(visit: Visit) -> None:
     expect(which.locator(".answer")).to_contain_text("$20.47")
     # And goes on, with the picture that is kept.
     assert "2026-03-14" in visit.answer(visit.ask("What is the date?"))
+
+
+def test_a_page_that_is_closed_during_an_answer_still_shows_the_question(visit: Visit) -> None:
+    visit.add_pictures(RECEIPT)
+    lengthen(visit, numbers=900)
+    visit.ask("What is the total?").locator(".blocks").wait_for()
+    visit.page.reload()
+    which = visit.rounds().first
+    expect(which.locator(".question")).to_have_text("What is the total?")
+    expect(which).to_contain_text("Stopped.")
+    expect(which.get_by_role("img", name="receipt.png")).to_be_visible()
+
+
+def test_clearing_during_an_answer_leaves_nothing(visit: Visit) -> None:
+    visit.add_pictures(RECEIPT)
+    lengthen(visit, numbers=900)
+    visit.ask("What is the total?").locator(".blocks").wait_for()
+    visit.button("Clear history").click()
+    visit.button("Clear").click()
+    expect(visit.rounds()).to_have_count(0)
+    expect(visit.page.locator("#question")).to_be_enabled()
+    visit.button("Conversations").click()
+    expect(visit.page.get_by_role("dialog").locator("li")).to_have_count(0)
 
 
 def test_several_conversations_stand_side_by_side(visit: Visit) -> None:

@@ -46,6 +46,8 @@ class Chat {
   announcement = $state("");
 
   #abort: AbortController | null = null;
+  #saving: Promise<void> = Promise.resolve();
+  #cleared = new Set<string>();
 
   get canSend(): boolean {
     return this.running === null && this.question.trim() !== "";
@@ -160,6 +162,8 @@ class Chat {
     this.conversation = fresh();
     this.drafts = [];
     this.refusals = [];
+    this.#cleared.add(id);
+    await this.#saving;
     this.entries = await store.deleteConversation(id).catch(() => this.entries);
   }
 
@@ -187,6 +191,7 @@ class Chat {
     this.announcement = t("thinking");
     try {
       await prepared();
+      void this.#keep(); // a page that is closed now still shows the question later
       if (!isReady()) {
         round.state = "waiting";
         await untilReady(abort.signal);
@@ -278,14 +283,20 @@ class Chat {
     request(`/api/sessions/${sessionId}`, { method: "DELETE" }).catch(() => {});
   }
 
-  async #keep(): Promise<void> {
-    if (!settings.history) return;
+  /** Stores the conversation; one write after the other, so that the newest is the last. */
+  #keep(): Promise<void> {
+    if (!settings.history || this.conversation.rounds.length === 0) return Promise.resolve();
     this.conversation.updatedAt = Date.now();
-    try {
-      this.entries = await store.saveConversation(plainCopy(this.conversation));
-    } catch {
-      this.announcement = t("storageFull");
-    }
+    const copy = plainCopy(this.conversation);
+    this.#saving = this.#saving.then(async () => {
+      if (this.#cleared.has(copy.id)) return;
+      try {
+        this.entries = await store.saveConversation(copy);
+      } catch {
+        this.announcement = t("storageFull");
+      }
+    });
+    return this.#saving;
   }
 }
 
