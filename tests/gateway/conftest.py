@@ -26,6 +26,7 @@ def tight_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         VISIONGATE_IMAGE_HOSTS="localhost",
         VISIONGATE_PRIVATE_IMAGE_HOSTS="true",
         MAX_CONCURRENCY="1",
+        LC_ALL="C",
     ) as found:
         yield found
 

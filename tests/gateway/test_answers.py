@@ -193,3 +193,14 @@ def test_small_pixel_budgets_make_fewer_tokens(server: Server) -> None:
     tokens = [f["usage"]["prompt_tokens_details"]["image_tokens"] for f in (full, small)]
     assert tokens[1] < tokens[0]
     assert small["vision"]["images"][0]["original_width"] > small["vision"]["images"][0]["width"]
+
+
+def test_chinese_goes_through_a_server_in_the_c_locale(tight_server: Server) -> None:
+    """B64: no mojibake in bodies, file names and logs, whatever the locale."""
+    files: Any = {"image": ("小票.png", example(), "image/png"), "prompt": (None, "总计是多少？")}
+    answer = tight_server.post("/v1/chat/completions", files=files)
+    assert answer.status_code == 200
+    assert "小票.png" in tight_server.access_line(answer.headers["X-Request-ID"])
+    refused = tight_server.post("/api/chat", {"prompt": "总计", "错误": 1})
+    assert refused.status_code == 400
+    assert "错误" in refused.content.decode("utf-8")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import time
+
 import pytest
 from PIL import Image
 
@@ -43,5 +46,16 @@ def test_a_server_short_of_memory_says_so_and_goes_on(
         answer = own.post("/api/chat", {"image": large, "prompt": "What is this?"})
         assert answer.status_code == 413
         assert "MB" in answer.json()["error"]
+        host, port = own.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as wire:
+            wire.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 30000000\r\n"
+                b"Content-Type: application/json\r\n\r\n" + b" " * 11_000_000
+            )
+            time.sleep(0.5)
+            second = own.post("/api/chat", {"image": "A" * 3_000_000, "prompt": "What is this?"})
+        assert second.status_code == 503
+        assert int(second.headers["Retry-After"]) >= 1
+        assert "12 MB" in second.json()["error"]
         good = {"image": base64_of(example()), "prompt": "What is the total?"}
         assert own.post("/api/chat", good).json()["response"] == "$20.47"

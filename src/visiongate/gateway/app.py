@@ -60,6 +60,9 @@ DESCRIPTION: Final = (
     "A private vision API for Qwen3-VL: ask questions about pictures that never leave your network."
 )
 SMALL_BODY_BYTES: Final = 64 * 1024
+UPLOAD_SHARE: Final = 8
+"""All uploads that are under way may take this part of the memory limit."""
+
 _ROUTES: Final = (
     completions,
     chat,
@@ -156,6 +159,7 @@ def _add_middleware(app: FastAPI, service: Service) -> None:
         limit_of=lambda path: body_limit(settings, path),
         pause_seconds=settings.upload_seconds,
         bytes_per_second=settings.upload_bytes_per_second,
+        total_bytes=service.guard.limit_bytes // UPLOAD_SHARE,
     )
     app.add_middleware(Authorisation, keys=service.keys, rates=service.rates)
     if settings.cors_origins:

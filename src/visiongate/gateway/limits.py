@@ -1,6 +1,7 @@
 """Counts a request's body as it arrives: 413 at the first byte too many, 408 when it crawls.
 
-The limit holds with and without Content-Length; nothing beyond it is ever kept.
+The limit holds with and without Content-Length; nothing beyond it is ever kept. All bodies together
+have a bound too, so that many large uploads at once are told 503 instead of filling the memory.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from visiongate.errors import TooLarge
+from visiongate.errors import OutOfMemory, TooLarge
 from visiongate.gateway.problems import Problem, ProblemError, problem_of
 
 GRACE_SECONDS: Final = 10.0
@@ -29,6 +30,7 @@ class BodyLimits:
         limit_of: the most bytes that a path takes.
         pause_seconds: the longest wait for the next piece of a body.
         bytes_per_second: the slowest average rate after GRACE_SECONDS.
+        total_bytes: of all bodies that are held at one moment.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class BodyLimits:
         limit_of: Callable[[str], int],
         pause_seconds: float,
         bytes_per_second: int,
+        total_bytes: int,
     ) -> None:
         self.app = app
         self.limit_of = limit_of
         self.pause_seconds = pause_seconds
         self.bytes_per_second = bytes_per_second
+        self._pool = _Pool(total_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on with a `receive` that counts."""
@@ -51,7 +55,7 @@ class BodyLimits:
             return
         path: str = scope["path"]
         limit = self.limit_of(path)
-        body = _Body(receive, limit, self.pause_seconds, self.bytes_per_second)
+        body = _Body(receive, limit, self.pause_seconds, self.bytes_per_second, self._pool)
         has_started = False
 
         async def watch(message: Message) -> None:
@@ -64,20 +68,36 @@ class BodyLimits:
             if declared is not None and declared > limit:
                 raise _too_large(limit)
             await self.app(scope, body.receive, watch)
-        except (TooLarge, ProblemError) as error:
+        except (TooLarge, OutOfMemory, ProblemError) as error:
             if has_started:
                 raise
             problem = problem_of(error, path)
             await _refuse(problem, path, body, send)
+        finally:
+            self._pool.held_bytes -= body.num_bytes
+
+
+class _Pool:
+    """The bytes of all bodies that are held now."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+        self.held_bytes = 0
 
 
 class _Body:
     """A counted, timed body; after its end, messages pass unchanged."""
 
     def __init__(
-        self, receive: Receive, limit: int, pause_seconds: float, bytes_per_second: int
+        self,
+        receive: Receive,
+        limit: int,
+        pause_seconds: float,
+        bytes_per_second: int,
+        pool: _Pool,
     ) -> None:
         self._receive = receive
+        self._pool = pool
         self._limit = limit
         self._pause_seconds = pause_seconds
         self._bytes_per_second = bytes_per_second
@@ -96,10 +116,14 @@ class _Body:
         if message["type"] != "http.request":
             self.is_complete = True
             return message
-        self.num_bytes += len(message.get("body", b""))
+        num_new = len(message.get("body", b""))
+        self.num_bytes += num_new
+        self._pool.held_bytes += num_new
         self.is_complete = not message.get("more_body", False)
         if self.num_bytes > self._limit:
             raise _too_large(self._limit)
+        if self._pool.held_bytes > self._pool.total_bytes:
+            raise _too_many_bytes(self._pool)
         seconds = time.monotonic() - self._started
         is_late = seconds > max(GRACE_SECONDS, self._pause_seconds / 2)
         if not self.is_complete and is_late and self.num_bytes < self._bytes_per_second * seconds:
@@ -136,6 +160,14 @@ def _content_length(scope: Scope) -> int | None:
 
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"the request's body is over its limit of {limit} bytes")
+
+
+def _too_many_bytes(pool: _Pool) -> OutOfMemory:
+    megabytes = pool.total_bytes // 2**20
+    return OutOfMemory(
+        f"uploads of more than {megabytes} MB are being received at once; try again later",
+        retry_after_seconds=2.0,
+    )
 
 
 def _too_slow() -> ProblemError:
