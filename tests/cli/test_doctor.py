@@ -197,7 +197,7 @@ def test_eight_gigabytes_get_a_float32_profile_that_fits() -> None:
     verdict = judge(8)
     assert verdict.level == "warning"
     assert "VISIONGATE_CACHE_TOKENS=" in verdict.fix
-    tokens = int(verdict.fix.split("CACHE_TOKENS=")[1].split()[0])
+    tokens = int(verdict.fix.split("CACHE_TOKENS=")[1].split(")")[0])
     chosen = budgets_of("Qwen/Qwen3-VL-2B-Instruct", tokens)[0]
     assert tokens >= 8192
     assert chosen.total_bytes <= 8e9 < chosen.total_bytes + 2048 * chosen.bytes_per_token
@@ -326,6 +326,7 @@ def test_a_running_server_is_asked_and_a_missing_one_is_told(
     assert "docker logs" in gone.stdout
 
 
+@pytest.mark.slow
 def test_a_server_with_keys_asks_the_doctor_for_one(tmp_path: Path) -> None:
     with serve(tmp_path, VISIONGATE_API_KEYS="sk-doctor") as guarded:
         without = run_doctor(tmp_path, "--base-url", guarded.url)

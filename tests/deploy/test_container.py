@@ -115,13 +115,14 @@ def _status(container: Container) -> int:
 
 @pytest.fixture(scope="module")
 def container(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    with run_image(tmp_path_factory.mktemp("image")) as found:
+    with run_image(tmp_path_factory.mktemp("image"), "--debug") as found:
         assert found.health() == 1  # nothing listens yet, or it loads
         until_healthy(found)
         yield found
 
 
 def test_health_is_good_only_once_a_request_would_be_answered(container: Container) -> None:
+    """The container runs `app.py --debug`, the promised way to watch it load."""
     assert container.health() == 0
 
 
@@ -175,12 +176,6 @@ def test_sigterm_answers_what_has_begun_and_a_restart_keeps_its_folders(tmp_path
         until_healthy(second)
     log = (tmp_path / "logs/api_access.log").read_text(encoding="utf-8")
     assert log.count("/v1/chat/completions") == 5
-
-
-def test_app_py_takes_debug(tmp_path: Path) -> None:
-    with run_image(tmp_path, "--debug") as found:
-        until_healthy(found)
-        assert found.health() == 0
 
 
 @is_root

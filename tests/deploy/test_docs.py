@@ -9,13 +9,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.gateway.serving import ROOT, Server, serve
+from tests.gateway.serving import ROOT, Server
 
 PAGES = [ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
@@ -47,13 +47,16 @@ def blocks_of(page: Path) -> list[Block]:
 RUNNABLE = [page for page in PAGES if page.is_file() and blocks_of(page)]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(tmp_path_factory.mktemp("docs")) as found:
-        yield found
+QUICK = {"README.zh-CN.md", "quickstart.md", "operations.md", "invoice.md"}
 
 
-@pytest.mark.parametrize("page", RUNNABLE, ids=[str(p.relative_to(ROOT)) for p in RUNNABLE])
+def marked(page: Path) -> Any:
+    """A page as a parameter; most recipes wait for the slow part."""
+    marks = () if page.name in QUICK else (pytest.mark.slow,)
+    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=marks)
+
+
+@pytest.mark.parametrize("page", [marked(page) for page in RUNNABLE])
 def test_commands_of_a_page_do_what_the_page_says(
     page: Path, server: Server, tmp_path: Path
 ) -> None:

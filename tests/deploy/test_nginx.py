@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.gateway.serving import ROOT, Server, example, question, serve, wait_for
+from tests.gateway.serving import ROOT, Server, example, question, wait_for
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 OPENSSL = shutil.which("openssl")
@@ -68,7 +68,7 @@ class Front:
 
 
 @pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+def front(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     folder = tmp_path_factory.mktemp("nginx")
     key, certificate = folder / "privkey.pem", folder / "fullchain.pem"
     words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
@@ -80,25 +80,24 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     )
     (folder / "htpasswd").write_text("team:{PLAIN}secret\n")
     tls_port, plain_port = _free_port(), _free_port()
-    with serve(folder, VISIONGATE_TRUSTED_PROXIES="127.0.0.1") as server:
-        (folder / "upstream").write_text(f"server {server.url.removeprefix('http://')};\n")
-        _write_config(folder, tls_port, plain_port)
-        config = str(folder / "nginx.conf")
-        tested = subprocess.run(
-            [str(NGINX), "-t", "-c", config, "-e", str(folder / "error.log")],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert tested.returncode == 0, tested.stderr
-        process = subprocess.Popen([str(NGINX), "-c", config, "-e", str(folder / "error.log")])
-        try:
-            wait_for(lambda: _is_open(tls_port))
-            urls = f"https://localhost:{tls_port}", f"http://localhost:{plain_port}"
-            yield Front(*urls, certificate, server, folder)
-        finally:
-            process.terminate()
-            process.wait(10)
+    (folder / "upstream").write_text(f"server {server.url.removeprefix('http://')};\n")
+    _write_config(folder, tls_port, plain_port)
+    config = str(folder / "nginx.conf")
+    tested = subprocess.run(
+        [str(NGINX), "-t", "-c", config, "-e", str(folder / "error.log")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert tested.returncode == 0, tested.stderr
+    process = subprocess.Popen([str(NGINX), "-c", config, "-e", str(folder / "error.log")])
+    try:
+        wait_for(lambda: _is_open(tls_port))
+        urls = f"https://localhost:{tls_port}", f"http://localhost:{plain_port}"
+        yield Front(*urls, certificate, server, folder)
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 def _write_config(folder: Path, tls_port: int, plain_port: int) -> None:

@@ -263,7 +263,8 @@ def started(image: Image, tmp_path: Path) -> Iterator[Run]:
         yield run
     finally:
         if process.poll() is None:
-            process.kill()
+            # Becoming another user has cleared the parent's death signal: end the service itself.
+            os.kill(run.first_pid() or process.pid, signal.SIGKILL)
             process.wait(10)
         output.close()
 
@@ -310,6 +311,9 @@ def test_the_promised_run_line_serves_offline_as_its_user_and_drains(started: Ru
 
 
 def _tree(pid: int) -> list[int]:
-    """A process and all below it."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *(grandchild for child in children for grandchild in _tree(int(child)))]
+    """A process and all below it; each thread has children of its own."""
+    found = [pid]
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in file.read_text().split():
+            found += _tree(int(child))
+    return found

@@ -158,7 +158,8 @@ def judge_memory(
     if chosen.total_bytes <= limit:
         return _judge_free(Verdict("memory", "ok", measured, needed, details=details), limit - used)
     if tokens:
-        fix = f"set VISIONGATE_CACHE_TOKENS={tokens} (with MAX_CONCURRENCY={_places(tokens)})"
+        fix = f"it starts with a smaller cache by itself (VISIONGATE_CACHE_TOKENS={tokens}); "
+        fix += f"MAX_CONCURRENCY={_places(tokens)} suits it"
         return Verdict("memory", "warning", measured, needed, fix, details)
     smaller = next(
         (b for b in budgets if b.fitting_cache_tokens(limit) and b.precision != precision), None
