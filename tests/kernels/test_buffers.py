@@ -43,3 +43,12 @@ def test_no_more_waits_than_is_allowed() -> None:
     tensors = [pool.empty((COUNT,), torch.float32) for _ in range(4)]
     tensors.clear()
     assert pool.free_bytes == 2 * HUGE_PAGE_BYTES
+
+
+def test_a_new_size_takes_the_place_of_old_ones() -> None:
+    pool = BufferPool()
+    tensors = [pool.empty((COUNT,), torch.float32) for _ in range(4)]
+    tensors.clear()
+    large = pool.empty((3 * COUNT,), torch.float32)
+    assert large.nbytes > 3 * HUGE_PAGE_BYTES
+    assert pool.free_bytes == 4 * HUGE_PAGE_BYTES  # two of four blocks have gone

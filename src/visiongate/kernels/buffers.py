@@ -37,7 +37,7 @@ class BufferPool:
         keep_bytes: the most memory that waits unused; older blocks beyond it are given back.
     """
 
-    def __init__(self, keep_bytes: int = 256 << 20) -> None:
+    def __init__(self, keep_bytes: int = 192 << 20) -> None:
         self.keep_bytes = keep_bytes
         self._free: list[mmap.mmap] = []
         self._returned: deque[mmap.mmap] = deque()
@@ -65,11 +65,18 @@ class BufferPool:
             return sum(len(block) for block in self._free)
 
     def _take(self, num_bytes: int) -> mmap.mmap:
-        """The smallest free block that fits without wasting a third, or a new one."""
+        """The smallest free block that fits without wasting a third, or a new one.
+
+        For a new one the oldest free ones go, so that work of another kind (a picture, then text)
+        does not hold the memory of both.
+        """
         with self._lock:
             self._collect()
             fits = [b for b in self._free if num_bytes <= len(b) <= num_bytes * 3 // 2]
             if not fits:
+                freed = 0
+                while self._free and freed < num_bytes:
+                    freed += len(self._free.pop(0))
                 return map_block(num_bytes)
             best = min(fits, key=len)
             self._free.remove(best)
