@@ -47,7 +47,7 @@ def blocks_of(page: Path) -> list[Block]:
 RUNNABLE = [page for page in PAGES if page.is_file() and blocks_of(page)]
 
 
-QUICK = {"README.zh-CN.md", "quickstart.md", "operations.md", "invoice.md"}
+QUICK = {"README.zh-CN.md", "quickstart.md", "invoice.md"}
 
 
 def marked(page: Path) -> Any:

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.gateway.serving import ROOT, START, base64_of, example, serve, wait_for
 
 WEIGHTS = ROOT / "src/visiongate/mini/weights"
@@ -60,6 +62,7 @@ def test_a_checkpoint_with_a_missing_file_is_named_by_the_doctor(tmp_path: Path)
     assert "pull" in checks["weights"]["fix"]
 
 
+@pytest.mark.slow
 def test_a_busy_port_ends_the_start_with_a_sentence_and_the_doctor_says_whose_it_is(
     tmp_path: Path,
 ) -> None:
