@@ -19,7 +19,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, cast
 
-from visiongate.engine.image import ImageLimits, ImagePlan, decode, plan
+from visiongate.engine.image import ImagePlan, decode, plan
 from visiongate.engine.prompt import Message
 from visiongate.engine.types import (
     FinishReason,
@@ -45,7 +45,6 @@ from visiongate.gateway.intake import Intake
 from visiongate.gateway.logs import Note
 from visiongate.gateway.memory import MemoryGuard
 from visiongate.gateway.schemas import (
-    BoxReport,
     ImageReceipt,
     PromptTokensDetails,
     Timing,
@@ -324,10 +323,6 @@ class Answer:
         """The boxes of the first answer, in pixels of the upright originals."""
         return find_boxes(self.text, self.images)
 
-    def box_reports(self) -> list[BoxReport]:
-        """The boxes as the wire carries them."""
-        return [BoxReport(label=b.label, bbox=list(b.bbox), image=b.image) for b in self.boxes()]
-
     async def _generate(self) -> AsyncGenerator[Event, None]:
         if len(self.drafts) == 1:
             async with aclosing(self._draw(0)) as events:
@@ -518,6 +513,3 @@ def _remember(note: Note, pictures: Sequence[Picture], ask: Ask) -> None:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-__all__ = ["Answer", "Answers", "Ask", "Delta", "Ended", "Event", "ImageLimits", "Queued"]

@@ -124,6 +124,7 @@ class BatchRunner:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._woken = asyncio.Event()
+        self._claiming = asyncio.Lock()
         self._in_flight: set[tuple[str, int]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -145,7 +146,8 @@ class BatchRunner:
     async def _work(self) -> None:
         while True:
             try:
-                item = await asyncio.to_thread(self._claim)
+                async with self._claiming:
+                    item = await asyncio.to_thread(self._claim)
                 if item is None:
                     self._woken.clear()
                     with contextlib.suppress(asyncio.TimeoutError):

@@ -14,7 +14,7 @@ from visiongate.errors import DeadlineExceeded
 from visiongate.gateway.answer import Answer, Ask, Delta, Queued
 from visiongate.gateway.auth import Caller, caller_of
 from visiongate.gateway.completions import annotated
-from visiongate.gateway.logs import Note, note_of
+from visiongate.gateway.logs import note_of
 from visiongate.gateway.problems import problem_of
 from visiongate.gateway.schemas import ChatReply, ChatRequest, parse
 from visiongate.gateway.service import Service, service_of
@@ -127,11 +127,6 @@ async def chat_reply(
     if body.annotate and answer.images:
         reply["annotated_image"] = annotated(answer)
     return reply
-
-
-def batch_note(note: Note) -> Note:
-    """A note of its own for one item of a batch, so that its receipt counts only itself."""
-    return Note(note.request_id, note.address, note.method, note.path, who=note.who)
 
 
 async def _frames(

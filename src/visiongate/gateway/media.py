@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
-from visiongate.errors import InvalidImage, InvalidParameter, InvalidRequest, TooLarge
+from visiongate.errors import InvalidParameter, InvalidRequest, TooLarge
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -112,13 +112,6 @@ def decode_data_url(url: str, *, param: str, limit: int) -> bytes:
         raise InvalidParameter(f"{param} is an empty data: URL", param=param)
     if len(data) > limit:
         raise _too_large(limit)
-    return data
-
-
-def check_not_empty(data: bytes) -> bytes:
-    """The picture's bytes; raises InvalidImage when there are none."""
-    if not data:
-        raise InvalidImage("the image is empty (0 bytes)")
     return data
 
 
