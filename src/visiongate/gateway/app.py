@@ -1,6 +1,6 @@
 """The application: routes, the order of the middleware, the lifespan, the OpenAPI document.
 
-    request -> RequestLog -> (CORS) -> Authorisation -> BodyLimits -> RouteNames -> routes
+request -> RequestLog -> (CORS) -> Authorisation -> BodyLimits -> RouteNames -> routes
 """
 
 from __future__ import annotations
