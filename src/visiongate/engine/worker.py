@@ -159,6 +159,8 @@ def run_worker(connection: Connection, settings: WorkerSettings) -> None:
     """The worker process's main function; returns only when there is nothing left to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's; it stops us
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    # torch's own threads would spin between our kernels and take processor time from them.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     outbox = _Outbox(connection)
     logging.getLogger().addHandler(_PipeHandler(outbox))
     try:

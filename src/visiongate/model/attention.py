@@ -78,10 +78,21 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor
     return out[0].transpose(0, 1)
 
 
-def attend_within(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """Full attention within each picture: q, k, v (N, H, D), N = sum(lengths)."""
+def attend_within(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: tuple[int, ...],
+    *,
+    products: torch.dtype = torch.float32,
+) -> Tensor:
+    """Full attention within each picture: q, k, v (N, H, D), N = sum(lengths).
+
+    `products` is the type that native kernels multiply in; plain torch uses the tensors' own.
+    """
     if has_kernels(q):
-        return kernels.vision_attention(q, k, v, [0, *itertools.accumulate(lengths)])
+        starts = [0, *itertools.accumulate(lengths)]
+        return kernels.vision_attention(q, k, v, starts, products=products)
     out = torch.empty_like(q)
     start = 0
     for length in lengths:

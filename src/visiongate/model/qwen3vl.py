@@ -76,6 +76,7 @@ class Qwen3VL(nn.Module):
         The embedding stays as it lies in the checkpoint: only the rows of used tokens are read.
         """
         for block in self.model.visual.blocks.each():
+            block.attn.products = torch.float32 if precision == "float32" else torch.bfloat16
             for linear in (
                 block.attn.qkv,
                 block.attn.proj,

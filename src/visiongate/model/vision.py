@@ -53,6 +53,8 @@ class VisionAttention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
+        self.products = torch.float32
+        """What native kernels multiply in: bfloat16 where the maps around are no more exact."""
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
@@ -64,7 +66,7 @@ class VisionAttention(nn.Module):
             q, k = kernels.qk_norm_rope(q, k, None, None, cos, sin, 0.0)
         else:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out = attend_within(q, k, v, lengths)
+        out = attend_within(q, k, v, lengths, products=self.products)
         return self.proj(out.reshape(N, C))
 
 
