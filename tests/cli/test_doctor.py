@@ -106,6 +106,7 @@ def test_a_good_machine_has_no_complaint() -> None:
         ({"gpus": (Gpu("T600", 4 * 10**9, "550", 7.5),)}, "gpu 0", "failed", "too small"),
         ({"gpus": (Gpu("A10", 24 * 10**9, "470.1", 8.6),)}, "gpu 0", "failed", "driver"),
         ({"gpus": (Gpu("P40", 24 * 10**9, "550.1", 6.1),)}, "gpu 0", "failed", "Turing"),
+        ({"torch_cuda": "13.0"}, "gpu 0", "failed", "driver"),  # CUDA 13 wants 580, this has 550
         ({"torch_cuda": ""}, "torch", "failed", "CPU build"),
         ({"docker": "20.10.7"}, "docker", "warning", "update Docker"),
         ({"container_toolkit": ""}, "container toolkit", "warning", "nvidia-container-toolkit"),

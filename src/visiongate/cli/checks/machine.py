@@ -10,7 +10,9 @@ from visiongate.cli.checks.facts import Facts, Place
 from visiongate.engine.budget import MIN_CACHE_TOKENS, PRECISIONS, Budget
 
 MIN_GLIBC: Final = (2, 28)
-MIN_DRIVER: Final = 525
+MIN_DRIVERS: Final = {"12": 525, "13": 580}
+"""The oldest NVIDIA driver for each CUDA generation that torch may be built for."""
+
 MIN_DOCKER: Final = 24
 MIN_GPU_BYTES: Final = 8 * 10**9
 MIN_CAPABILITY: Final = 7.5
@@ -189,7 +191,8 @@ def judge_place(place: Place, needed_bytes: int) -> Verdict:
 
 def judge_gpu(facts: Facts, preset: str) -> Iterator[Verdict]:
     """Driver, cards and the torch build."""
-    needed = "an NVIDIA card with 8 GB or more, driver 525 or later"
+    oldest = MIN_DRIVERS.get(facts.torch_cuda.partition(".")[0], MIN_DRIVERS["12"])
+    needed = f"an NVIDIA card with 8 GB or more, driver {oldest} or later"
     level: Level = "failed" if preset == "pro" else "warning"
     if not facts.gpus:
         measured = "no NVIDIA card answers" + (", a driver is there" if facts.has_driver else "")
@@ -204,7 +207,7 @@ def judge_gpu(facts: Facts, preset: str) -> Iterator[Verdict]:
         fix = ""
         if gpu.memory_bytes < MIN_GPU_BYTES:
             fix = "too small for Qwen3-VL-4B in bfloat16: --precision int8, or the 2B model"
-        elif _numbers(gpu.driver)[:1] < (MIN_DRIVER,):
+        elif _numbers(gpu.driver)[:1] < (oldest,):
             fix = "update the NVIDIA driver"
         elif gpu.capability < MIN_CAPABILITY:
             fix = "older than Turing: use --device cpu"
