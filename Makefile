@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-DEBIAN := chromium nginx redis-server
+DEBIAN := chromium nginx redis-server openssl
 
 .PHONY: run test test-slow check fix docs bench eval dist lock clean debian
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # no stubs among the check tools yet
+import yaml
 
 from tests.deploy.dockerfile import Stage, read
 from tests.gateway.serving import ROOT
@@ -115,9 +115,12 @@ def test_compose_files_parse_and_name_the_promised_things(edition: str) -> None:
 
 
 def test_the_nginx_overlay_mounts_files_that_are_there() -> None:
-    yaml.SafeLoader.add_constructor(
-        "!override", lambda loader, node: loader.construct_sequence(node)
-    )
+    def overriding(loader: yaml.SafeLoader, node: yaml.Node) -> list[object]:
+        assert isinstance(node, yaml.SequenceNode)
+        found: list[object] = loader.construct_sequence(node)
+        return found
+
+    yaml.SafeLoader.add_constructor("!override", overriding)
     services = documents(DEPLOY / "compose.nginx.yaml")[0]["services"]
     assert services["nginx"]["depends_on"]["visiongate"]["condition"] == "service_healthy"
     for volume in services["nginx"]["volumes"]:

@@ -88,11 +88,13 @@ def serve(
             server_header=False,
             http="httptools",
             timeout_keep_alive=30,
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=settings.drain_seconds,
             proxy_headers=bool(settings.trusted_proxies),
             forwarded_allow_ips=list(settings.trusted_proxies),
         )
     )
+
+    service.is_draining = lambda: server.should_exit
 
     async def main() -> None:
         announcing = asyncio.create_task(_announce(server, service, url))

@@ -254,7 +254,7 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
 
 async def _changes(service: Service, *, is_full: bool) -> AsyncGenerator[bytes, None]:
     last = ""
-    while True:
+    while not service.is_draining():  # a page that is open must not hold up the end
         now = status_object(service, is_full=is_full)
         shown = {k: v for k, v in now.items() if k not in {"memory", "workers"}}
         text = json.dumps(shown, sort_keys=True)

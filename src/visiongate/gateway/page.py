@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import mimetypes
@@ -38,9 +39,16 @@ async def index() -> Response:
 
 
 @router.get("/assets/{name}")
-async def asset(name: str) -> Response:
+async def asset(request: Request, name: str) -> Response:
     """A file of the page; its name changes with its content."""
-    return _file(_STATIC / "assets", name, _FOREVER)
+    response = _file(_STATIC / "assets", name, _FOREVER)
+    response.headers["Vary"] = "Accept-Encoding"
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        path = _STATIC / "assets" / name
+        packed = _compressed(path, path.stat().st_mtime_ns)
+        response = Response(packed, headers={**response.headers, "Content-Encoding": "gzip"})
+        response.headers["Content-Length"] = str(len(packed))
+    return response
 
 
 @router.get("/favicon.ico")
@@ -83,18 +91,21 @@ def samples_folder() -> Path:
     return packaged if packaged.is_dir() else _PACKAGE.parent.parent / "examples"
 
 
-@lru_cache(maxsize=256)
-def _names(folder: Path) -> frozenset[str]:
-    return frozenset(path.name for path in folder.iterdir() if path.is_file())
-
-
 def _file(folder: Path, name: str, cache_control: str) -> Response:
     """A file that is really in the folder; a name from outside matches none."""
-    if not folder.is_dir() or name not in _names(folder):
+    known = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if name not in known or not (folder / name).is_file():
         raise not_found("this file")
     path = folder / name
     kind = _TYPES.get(path.suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
     return Response(path.read_bytes(), media_type=kind, headers={"Cache-Control": cache_control})
+
+
+@lru_cache(maxsize=64)
+def _compressed(path: Path, changed_ns: int) -> bytes:
+    """A file's gzip form, made once for each version of the file."""
+    del changed_ns  # part of the key
+    return gzip.compress(path.read_bytes(), 9, mtime=0)
 
 
 def render_reference(document: dict[str, Any]) -> str:

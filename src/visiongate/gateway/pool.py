@@ -272,9 +272,17 @@ class WorkerPool:
         delay = min(0.1 * 2.0**worker.failures_in_a_row, MAX_RESTART_DELAY_SECONDS)
         worker.restarts += 1
         worker.failures_in_a_row += 1
-        logger.error("worker %d ended; restart %d in %.1f s", worker.index, worker.restarts, delay)
+        code = None
         if worker.process is not None:
             await asyncio.to_thread(worker.process.stop, 0.1)
+            code = worker.process.process.exitcode
+        logger.error(
+            "worker %d ended with code %s; restart %d in %.1f s",
+            worker.index,
+            code,
+            worker.restarts,
+            delay,
+        )
         await asyncio.sleep(delay)
         await self._spawn(worker)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -66,6 +67,8 @@ class Service:
         self.metrics = Metrics(self)
         self.batches: BatchRunner  # made by create_app, which knows both
         self.ready = asyncio.Event()
+        self.is_draining: Callable[[], bool] = lambda: False
+        """Whether the server is stopping; told by whoever runs it."""
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

@@ -162,6 +162,9 @@ class Settings(BaseModel):
     deadline_seconds: float = Field(
         0.0, ge=0, le=86400, description="Time for one answer where it names none; 0 has no end."
     )
+    drain_seconds: int = Field(
+        60, ge=0, le=3600, description="After a stop signal, answers under way may take this long."
+    )
     memory_limit: int = Field(
         0, ge=0, description="Bytes that the service may use; 0 follows the container or machine."
     )
