@@ -17,7 +17,7 @@ import pytest
 
 from tests.gateway.serving import ROOT, Server
 
-PAGES = [ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"^```(?P<kind>bash|python) run(?P<slow> slow)?\n(?P<code>.*?)^```\n"
     r"(?:```text\n(?P<expected>.*?)^```\n)?",
@@ -47,7 +47,7 @@ def blocks_of(page: Path) -> list[Block]:
 RUNNABLE = [page for page in PAGES if page.is_file() and blocks_of(page)]
 
 
-QUICK = {"README.zh-CN.md", "quickstart.md", "invoice.md"}
+QUICK = {"README.md", "README.zh-CN.md", "quickstart.md", "invoice.md"}
 
 
 def marked(page: Path) -> Any:
