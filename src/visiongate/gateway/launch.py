@@ -142,6 +142,11 @@ def warnings_of(settings: Settings, *, has_keys: bool) -> list[str]:
             f"BATCH_SIZE={settings.batch_size} needs 12 GB of memory and there are "
             f"{memory_limit() // MIB} MB; it stays at 1"
         )
+    if settings.use_onnx_runtime:
+        found.append(
+            "USE_ONNX_RUNTIME=true has no effect: this version computes with its own kernels, "
+            "and has no ONNX Runtime execution"
+        )
     if settings.preset == "pro" and not settings.upstream and count_gpus() == 0:
         found.append("no NVIDIA GPU is visible; on the CPU this model is very slow")
     return found

@@ -89,7 +89,9 @@ class Settings(BaseModel):
     threads: int = Field(
         0, ge=0, le=1024, description="Compute threads; 0 follows the CPU quota of the container."
     )
-    use_onnx_runtime: bool = Field(False, description="Run the CPU execution with ONNX Runtime.")
+    use_onnx_runtime: bool = Field(
+        False, description="Accepted for old start lines; our own kernels compute and say so."
+    )
     cache_tokens: int = Field(
         0, ge=0, le=100_000_000, description="Tokens in the key-value cache; 0 sizes it by memory."
     )
