@@ -48,7 +48,8 @@ def test_a_model_that_cannot_be_loaded_says_so_everywhere(tmp_path: Path) -> Non
         assert int(answer.headers["Retry-After"]) >= 1
         assert server.get("/").status_code == 200  # the page is there and shows the reason
         assert server.get("/health/details").json()["reason"]
-        assert "unhealthy" in server.log("model_loading.log")
+        wait_for(lambda: "unhealthy" in server.log("model_loading.log"), seconds=5)
+        assert "model.safetensors is damaged" in server.log("model_loading.log")
 
 
 def test_a_checkpoint_with_a_missing_file_is_named_by_the_doctor(tmp_path: Path) -> None:

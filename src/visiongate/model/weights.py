@@ -10,9 +10,10 @@ import hashlib
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from visiongate import kernels
@@ -51,7 +52,7 @@ def assign_weights(model: nn.Module, path: str | Path, device: torch.device | st
     expected = dict(model.state_dict())
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder):
-        with safe_open(file, framework="pt", device=str(device)) as handle:
+        with _opened(file, device) as handle:
             for name in handle.keys():  # noqa: SIM118  # not a mapping
                 if name == "lm_head.weight" and name not in expected:
                     continue  # some exporters store the tied head a second time
@@ -71,6 +72,16 @@ def assign_weights(model: nn.Module, path: str | Path, device: torch.device | st
             "the download may be incomplete"
         )
     model.load_state_dict(tensors, assign=True)
+
+
+def _opened(file: Path, device: torch.device | str) -> Any:
+    """A safetensors file, mapped; raises InvalidCheckpoint when it is cut or not one."""
+    try:
+        return safe_open(file, framework="pt", device=str(device))
+    except SafetensorError as error:
+        raise InvalidCheckpoint(
+            f"{file.name} is damaged or incomplete: fetch it again with `visiongate pull`"
+        ) from error
 
 
 def weight_files(folder: Path) -> list[Path]:
