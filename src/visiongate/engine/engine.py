@@ -64,7 +64,15 @@ class Engine:
         self.settings = settings
         self.tokenizer = tokenizer
         num_blocks = fitting_blocks(model, settings)
-        pool = allocate_pool(model, num_blocks, settings)
+        pool = KVPool.allocate(
+            num_layers=text.num_hidden_layers,
+            num_blocks=num_blocks,
+            block_size=settings.block_size,
+            num_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            dtype=torch.float32 if settings.precision == "float32" else torch.bfloat16,
+            device=settings.device,
+        )
         self.blocks = BlockPool(num_blocks, settings.block_size)
         self.max_context = min(text.max_position_embeddings, num_blocks * settings.block_size)
         self.scheduler = Scheduler(
@@ -467,26 +475,6 @@ def fitting_blocks(model: Qwen3VL, settings: EngineSettings) -> int:
     per_block = per_token * settings.block_size * (4 if settings.precision == "float32" else 2)
     free_bytes, _ = torch.cuda.mem_get_info(settings.device)
     return max(1, min(wanted, int(free_bytes * GPU_CACHE_SHARE) // per_block))
-
-
-def allocate_pool(model: Qwen3VL, num_blocks: int, settings: EngineSettings) -> KVPool:
-    """Cache memory of the model's shape; on the CPU it becomes resident only where it is used."""
-    text = model.config.text
-    dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
-    shape = (
-        text.num_hidden_layers,
-        num_blocks * settings.block_size,
-        text.num_key_value_heads,
-        text.head_dim,
-    )
-    if settings.device != "cpu":
-        keys = torch.zeros(shape, dtype=dtype, device=settings.device)
-        return KVPool(keys, torch.zeros_like(keys), settings.block_size)
-    kind = (
-        np.uint32 if dtype == torch.float32 else np.uint16
-    )  # numpy's zeros come from untouched pages
-    keys, values = (torch.from_numpy(np.zeros(shape, kind)).view(dtype) for _ in range(2))
-    return KVPool(keys, values, settings.block_size)
 
 
 def _usage(sequence: Sequence) -> Usage:

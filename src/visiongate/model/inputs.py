@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,8 +73,13 @@ class KVPool:
     ) -> KVPool:
         """A pool of zeros; on the CPU pages become resident when first written."""
         shape = (num_layers, num_blocks * block_size, num_heads, head_dim)
-        keys = torch.zeros(shape, dtype=dtype, device=device)
-        return cls(keys, torch.zeros_like(keys), block_size)
+        if torch.device(device).type != "cpu":
+            keys = torch.zeros(shape, dtype=dtype, device=device)
+            return cls(keys, torch.zeros_like(keys), block_size)
+        # numpy's zeros come from untouched pages, torch's are written
+        kind = np.uint32 if dtype == torch.float32 else np.uint16
+        keys, values = (torch.from_numpy(np.zeros(shape, kind)).view(dtype) for _ in range(2))
+        return cls(keys, values, block_size)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
