@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +10,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.gateway.serving import Server, base64_of, example, serve, wait_for
+from tests.gateway.redis_server import run_redis
+from tests.gateway.serving import Server, base64_of, example, serve
 from visiongate.gateway.problems import ProblemError
 from visiongate.gateway.sessions import MemorySessions, Picture, Session, Turn
 
@@ -111,26 +109,8 @@ def test_a_failed_round_is_not_remembered(server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("needs Debian's redis-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir",
-         str(tmp_path_factory.mktemp("redis"))],
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-
-    def is_up() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0
-
-    wait_for(is_up)
-    yield f"redis://127.0.0.1:{port}/0"
-    process.terminate()
-    process.wait(10)
+    with run_redis(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 def test_redis_carries_a_session_from_one_gateway_to_another(

@@ -10,16 +10,15 @@ import base64
 import binascii
 import hashlib
 import secrets
-import time
-from collections import deque
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from visiongate.errors import InvalidSettings
+from visiongate.errors import InvalidSettings, Unavailable
 from visiongate.gateway.logs import note_of
-from visiongate.gateway.problems import Problem, ProblemError
+from visiongate.gateway.problems import Problem, ProblemError, problem_of
+from visiongate.gateway.rates import Rates
 from visiongate.gateway.settings import Settings
 from visiongate.gateway.store import KeyRecord, Store
 
@@ -143,9 +142,9 @@ class Authorisation:
             scope["visiongate.caller"] = caller
             note.who = caller.id
             if not self.keys.is_public(path):
-                self.rates.count_request(caller)
-        except ProblemError as error:
-            response = error.problem.response(path, note.request_id)
+                await self.rates.count_request(caller)
+        except (ProblemError, Unavailable) as error:
+            response = problem_of(error, path).response(path, note.request_id)
             response.headers["connection"] = "close"  # an unread body may follow
             await response(scope, receive, send)
             return
@@ -166,40 +165,6 @@ class Authorisation:
                 Problem(403, f"this key does not have the scope {needed!r}", "missing_scope")
             )
         return caller
-
-
-class Rates:
-    """Counts requests per minute and tokens per day of each key, in this process's memory."""
-
-    def __init__(self) -> None:
-        self._requests: dict[str, deque[float]] = {}
-        self._tokens: dict[str, tuple[int, int]] = {}
-
-    def count_request(self, caller: Caller) -> None:
-        """Raises 429 when the key is over its rate or its quota."""
-        if caller.requests_per_minute:
-            now = time.monotonic()
-            times = self._requests.setdefault(caller.id, deque())
-            while times and times[0] <= now - 60:
-                times.popleft()
-            if len(times) >= caller.requests_per_minute:
-                limit = caller.requests_per_minute
-                raise _too_many(f"{limit} requests a minute", times[0] + 60 - now)
-            times.append(now)
-        if caller.tokens_per_day and self.tokens_today(caller) >= caller.tokens_per_day:
-            limit = caller.tokens_per_day
-            raise _too_many(f"{limit} tokens a day", 86400 - time.time() % 86400)
-
-    def count_tokens(self, caller_id: str, num_tokens: int) -> None:
-        """Adds what a request used."""
-        today = int(time.time() // 86400)
-        day, used = self._tokens.get(caller_id, (today, 0))
-        self._tokens[caller_id] = (today, num_tokens + (used if day == today else 0))
-
-    def tokens_today(self, caller: Caller) -> int:
-        """Tokens that a key used since midnight UTC."""
-        day, used = self._tokens.get(caller.id, (0, 0))
-        return used if day == int(time.time() // 86400) else 0
 
 
 def caller_of(scope: Scope) -> Caller:
@@ -283,8 +248,3 @@ def _unauthorised(*, is_missing: bool) -> ProblemError:
     code = "missing_api_key" if is_missing else "invalid_api_key"
     headers = (("WWW-Authenticate", 'Bearer realm="VisionGate", Basic realm="VisionGate"'),)
     return ProblemError(Problem(401, text, code, headers=headers))
-
-
-def _too_many(limit: str, after_seconds: float) -> ProblemError:
-    text = f"this key is over its limit of {limit}"
-    return ProblemError(Problem(429, text, "rate_limited", retry_after_seconds=after_seconds))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any, Final
+from typing import Any
 
-from visiongate.errors import InvalidSettings, Unavailable
+from visiongate.errors import Unavailable
+from visiongate.gateway.redis_client import PREFIX, connect
 from visiongate.gateway.sessions import (
     Picture,
     Session,
@@ -19,22 +20,13 @@ from visiongate.gateway.sessions import (
     unknown_session,
 )
 
-PREFIX: Final = "visiongate:"
-
 
 class RedisSessions:
     """Implements `Sessions`."""
 
     def __init__(self, url: str, *, ttl_seconds: float) -> None:
-        try:
-            from redis.asyncio import Redis
-            from redis.exceptions import RedisError
-        except ImportError:
-            raise InvalidSettings(
-                "VISIONGATE_REDIS_URL needs the redis library: pip install 'visiongate[redis]'"
-            ) from None
-        self._redis: Any = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-        self._error = RedisError
+        self._redis: Any
+        self._redis, self._error = connect(url)
         self._ttl_seconds = max(1, round(ttl_seconds))
 
     async def open(self, who: str) -> Session:

@@ -15,13 +15,15 @@ from visiongate.errors import VisionGateError
 from visiongate.gateway.admission import Admission
 from visiongate.gateway.answer import Answers
 from visiongate.gateway.audit import Audit
-from visiongate.gateway.auth import ALL_SCOPES, Caller, Keys, Rates
+from visiongate.gateway.auth import ALL_SCOPES, Caller, Keys
 from visiongate.gateway.backend import Backend, BackendState
 from visiongate.gateway.fetch import Fetcher
 from visiongate.gateway.intake import Intake
 from visiongate.gateway.logs import LoadingLog, Logs, Note
 from visiongate.gateway.memory import MemoryGuard
 from visiongate.gateway.metrics import Metrics
+from visiongate.gateway.rates import MemoryRates, Rates
+from visiongate.gateway.redis_rates import RedisRates
 from visiongate.gateway.redis_sessions import RedisSessions
 from visiongate.gateway.sessions import MemorySessions, Session, Sessions
 from visiongate.gateway.settings import Settings
@@ -47,7 +49,7 @@ class Service:
         )
         self.store = Store(settings.data_dir)
         self.keys = Keys(settings, self.store)
-        self.rates = Rates()
+        self.rates = make_rates(settings)
         self.audit = Audit(self.store) if settings.audit else None
         self.admission = Admission(settings.max_concurrency, settings.max_queue)
         self.guard = MemoryGuard(settings.memory_limit)
@@ -86,6 +88,7 @@ class Service:
                 await self._watch
         await self.backend.stop()
         await self.sessions.close()
+        await self.rates.close()
         await self.fetcher.close()
         if self.audit is not None:
             await asyncio.to_thread(self.audit.close)
@@ -175,6 +178,12 @@ def make_sessions(settings: Settings) -> Sessions:
         max_bytes=settings.session_bytes,
         max_sessions=settings.max_sessions,
     )
+
+
+def make_rates(settings: Settings) -> Rates:
+    """In Redis where the settings name one, else in memory."""
+    url = settings.redis_url.get_secret_value()
+    return RedisRates(url) if url else MemoryRates()
 
 
 def service_of(request: Request) -> Service:

@@ -186,7 +186,8 @@ class Settings(BaseModel):
     )
     max_sessions: int = Field(1000, ge=1, le=1_000_000, description="Sessions kept at once.")
     redis_url: SecretStr = Field(
-        SecretStr(""), description="Keep sessions in this Redis, shared by several gateways."
+        SecretStr(""),
+        description="Keep sessions, rates and quotas in this Redis, shared by gateways.",
     )
     data_dir: Path = Field(
         Path("data"), description="Folder of the database: keys, audit, files, batches."
