@@ -6,3 +6,4 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores are shared with servers and browsers
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("VISIONGATE_PACKED_WEIGHTS", "off")  # gigabytes, for the true shape

@@ -70,13 +70,18 @@ class Qwen3VL(nn.Module):
             return torch.nn.functional.linear(hidden, weight.to(hidden.dtype)).float()
         return self.lm_head(hidden).float()
 
+    def use_products(self, precision: kernels.Precision) -> None:
+        """Tells attention inside pictures what to multiply in."""
+        for block in self.model.visual.blocks.each():
+            block.attn.products = torch.float32 if precision == "float32" else torch.bfloat16
+
     def pack(self, precision: kernels.Precision) -> None:
         """Stores every linear map in the kernels' layout at `precision`, in place.
 
         The embedding stays as it lies in the checkpoint: only the rows of used tokens are read.
         """
+        self.use_products(precision)
         for block in self.model.visual.blocks.each():
-            block.attn.products = torch.float32 if precision == "float32" else torch.bfloat16
             for linear in (
                 block.attn.qkv,
                 block.attn.proj,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from visiongate import kernels
 from visiongate.errors import InvalidCheckpoint
+from visiongate.model import packed_file
 from visiongate.model.config import ModelConfig, read_json
 from visiongate.model.qwen3vl import Qwen3VL
 
@@ -41,9 +42,23 @@ def load_model(
     model.requires_grad_(False).eval()
     model.model.language_model.rotary.to(device)  # computed, not loaded
     if kernels.backend() != "torch" or precision != "float32":
-        model.pack(precision)
+        pack(model, Path(path), precision, device)
     widen_small_parameters(model)
     return model
+
+
+def pack(
+    model: Qwen3VL, path: Path, precision: kernels.Precision, device: torch.device | str
+) -> None:
+    """Packs the linear maps, or maps the file of a former start; the first start writes it."""
+    file = None
+    if torch.device(device).type == "cpu":
+        file = packed_file.place_of(model, precision, identity_of(path))
+    if file is not None and packed_file.read(model, file, precision):
+        return
+    model.pack(precision)
+    if file is not None and packed_file.write(model, file):
+        packed_file.read(model, file, precision)  # its memory is shared, and dropped when short
 
 
 def assign_weights(model: nn.Module, path: str | Path, device: torch.device | str = "cpu") -> None:
@@ -118,6 +133,15 @@ def revision_of(folder: Path) -> str:
                 handle.seek(8 + header_bytes + (size - 8 - header_bytes) * part // 16)
                 digest.update(handle.read(4096))
     return digest.hexdigest()[:16]
+
+
+def identity_of(folder: Path) -> str:
+    """Which weights these are, for files made from them: `revision_of`, settings, sizes, times."""
+    found = [revision_of(folder), (folder / "config.json").read_text(encoding="utf-8")]
+    for file in weight_files(folder):
+        status = file.stat()
+        found.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
+    return "\n".join(found)
 
 
 def num_weight_bytes(folder: Path) -> int:
