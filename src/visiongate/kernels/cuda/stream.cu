@@ -1,0 +1,371 @@
+// Decode's matrix products, y[B, N] = x[B, K] W[N, K]^T for B = 1..64: weights are read once, at the speed
+// of device memory. stream.py compiles this file at run time, one kernel each, and defines
+//
+//   NT tokens / 8    XR rows of x kept (1, or 8 NT)    P panels of 16 weight rows in one pass
+//   KC columns of a chunk (64, 128, 256)    ST chunks in the ring    EPI 0 bf16, 1 float32, 2 silu(gate) up
+//
+// Work: the columns are cut in S slices, each slice has one unit per panel, and a block of threads owns a
+// contiguous range of units, up to P at a time (a pass). Through all its passes it streams chunks (P panels
+// and the tokens, KC columns wide) in a ring in shared memory.
+//
+//   W row  | k16 0 | k16 1 | k16 2 | k16 3 | k16 0 | k16 1 | ...     which of the 4 warps multiplies it
+//
+// Order of additions: of a slice, warp w adds the 16 columns whose index / 16 % 4 is w, ascending; the sum is
+// (((0 + warp 0) + warp 1) + warp 2) + warp 3. It knows nothing of NT, P, KC, ST, B and the grid: a token's
+// result has the same bits in every batch.
+//
+// Programmatic dependent launch: a kernel lets the next one start at once. That one fills its ring with
+// weights, which nobody writes, and only then waits for all before it. Two blocks fit on a multiprocessor, so
+// one kernel streams while the next fills its ring. Activations are read past L1 (cp.async.cg, ld.cg): lines
+// that an earlier kernel left there may be old.
+
+typedef unsigned short bf16;
+
+__device__ __forceinline__ void launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_dependencies() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ bf16 to_bf16(float v) {
+    bf16 r;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(v));
+    return r;
+}
+
+#ifdef NORM  // NORM: threads; NI: float4 of a thread; S: partials
+
+// h[B, C] += partials[0] + ... + partials[S - 1], one after the other; y = bf16(h / rms(h) * g).
+extern "C" __global__ void __launch_bounds__(NORM)
+add_norm(float* h, const float* partials, const bf16* g, bf16* y, int B, int C, float eps) {
+    launch_dependents();
+    __shared__ float sums[32];
+    const int tid = threadIdx.x;
+    float scale[NI][4];
+#pragma unroll
+    for (int i = 0; i < NI; i++) {
+        const int c = (i * NORM + tid) * 4;
+        if (c < C) {
+            const uint2 raw = *(const uint2*)(g + c);
+            scale[i][0] = __uint_as_float(raw.x << 16);
+            scale[i][1] = __uint_as_float(raw.x & 0xffff0000u);
+            scale[i][2] = __uint_as_float(raw.y << 16);
+            scale[i][3] = __uint_as_float(raw.y & 0xffff0000u);
+        }
+    }
+    wait_for_dependencies();
+    const size_t row = (size_t)blockIdx.x * C;
+    float4 v[NI], part[NI][S > 0 ? S : 1];
+#pragma unroll
+    for (int i = 0; i < NI; i++) {
+        const int c = (i * NORM + tid) * 4;
+        if (c < C) {
+            v[i] = __ldcg((const float4*)(h + row + c));
+#pragma unroll
+            for (int s = 0; s < S; s++)
+                part[i][s] = __ldcg((const float4*)(partials + (size_t)s * B * C + row + c));
+        } else {
+            v[i] = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+            for (int s = 0; s < S; s++) part[i][s] = v[i];
+        }
+    }
+    float square = 0.f;
+#pragma unroll
+    for (int i = 0; i < NI; i++) {
+#pragma unroll
+        for (int s = 0; s < S; s++) {
+            v[i].x += part[i][s].x;
+            v[i].y += part[i][s].y;
+            v[i].z += part[i][s].z;
+            v[i].w += part[i][s].w;
+        }
+        square += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
+    }
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) square += __shfl_xor_sync(0xffffffffu, square, d);
+    if ((tid & 31) == 0) sums[tid >> 5] = square;
+    __syncthreads();
+    float total = 0.f;
+#pragma unroll
+    for (int w = 0; w < NORM / 32; w++) total += sums[w];
+    const float r = rsqrtf(total / C + eps);
+#pragma unroll
+    for (int i = 0; i < NI; i++) {
+        const int c = (i * NORM + tid) * 4;
+        if (c < C) {
+            if (S > 0) *(float4*)(h + row + c) = v[i];
+            uint2 out;
+            out.x = to_bf16(v[i].x * r * scale[i][0]) | (unsigned)to_bf16(v[i].y * r * scale[i][1]) << 16;
+            out.y = to_bf16(v[i].z * r * scale[i][2]) | (unsigned)to_bf16(v[i].w * r * scale[i][3]) << 16;
+            *(uint2*)(y + row + c) = out;
+        }
+    }
+}
+
+#else
+
+#define THREADS 128
+#define ROW (KC * 2)                   // bytes of a row of a chunk
+#define UNITS (KC / 8)                 // 16-byte units of it; unit u of row r lies at u ^ (r % 8)
+#define STEP (THREADS / UNITS)         // rows that the threads load at a time
+#define W_BYTES (P * 16 * ROW)
+#define STAGE (W_BYTES + XR * ROW)
+#define TILE_PITCH 20                  // floats between tokens of a 16 x 8 tile of sums: no bank conflict
+#define TILE (8 * TILE_PITCH)
+#define TILES (STAGE / (4 * TILE * 4)) // tiles of all 4 warps that fit in one stage
+
+static_assert(TILES > 0 && STAGE % 128 == 0 && ST >= 2, "the ring");
+
+__device__ __forceinline__ unsigned shared_address(const void* p) {
+    return (unsigned)__cvta_generic_to_shared(p);
+}
+
+__device__ __forceinline__ unsigned long long streaming_policy() {
+    unsigned long long policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+
+__device__ __forceinline__ void copy_weights(unsigned to, const char* from, unsigned long long policy) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "l"(policy)
+                 : "memory");
+}
+
+__device__ __forceinline__ void copy_or_zero(unsigned to, const char* from, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int N>
+__device__ __forceinline__ void wait_group() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+__device__ __forceinline__ void load_matrix4(unsigned (&r)[4], unsigned at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(at)
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_matrix2(unsigned (&r)[2], unsigned at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(at)
+                 : "memory");
+}
+
+__device__ __forceinline__ void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Where in its block's units a reader stands; the same walk for weights, tokens and products.
+struct Walk {
+    int unit, end, panels, slices, blocks64;      // blocks64: columns / 64
+    int slice, panel, count, column, columns_left;  // the pass, and the columns still to come
+
+    __device__ __forceinline__ void start_pass() {
+        slice = unit / panels;
+        panel = unit - slice * panels;
+        const int n = min(end, (slice + 1) * panels) - unit;
+        const int passes = (n + P - 1) / P;
+        count = passes > 0 ? (n + passes - 1) / passes : 0;
+        column = slice * blocks64 / slices * 64;
+        columns_left = (slice + 1) * blocks64 / slices * 64 - column;
+    }
+    __device__ __forceinline__ bool done() const { return unit >= end; }
+    __device__ __forceinline__ bool at_last_chunk() const { return columns_left <= KC; }
+    // True when a new pass has begun.
+    __device__ __forceinline__ bool advance() {
+        column += KC;
+        columns_left -= KC;
+        if (columns_left > 0) return false;
+        unit += count;
+        if (unit < end) start_pass();
+        return true;
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void* __restrict__ y, int B, int N, int K,
+              int S, int x_stride) {
+    launch_dependents();
+    extern __shared__ __align__(1024) char ring[];
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+
+    Walk products;
+    products.panels = N / 16;
+    products.slices = S;
+    products.blocks64 = K / 64;
+    const long long units = (long long)S * products.panels;
+    products.unit = (int)(units * blockIdx.x / gridDim.x);
+    products.end = (int)(units * (blockIdx.x + 1) / gridDim.x);
+    products.start_pass();
+    Walk weights = products, tokens = products;
+
+    // Loading: thread -> row load_row of each STEP rows, unit load_unit.
+    const int load_row = tid / UNITS, load_unit = tid % UNITS;
+    const unsigned ring_at = shared_address(ring);
+    const unsigned long long policy = streaming_policy();
+    const size_t row_bytes = (size_t)K * 2;
+
+    auto load_weights = [&](unsigned stage) {
+        if (weights.done()) return;
+        if (KC == 64 || load_unit * 8 < weights.columns_left) {
+            const char* from = (const char*)weight + (size_t)weights.column * 2 + load_unit * 16;
+            if (EPI == 2)
+                from += (size_t)(weights.panel * 8) * row_bytes;
+            else
+                from += (size_t)(weights.panel * 16) * row_bytes;
+#pragma unroll
+            for (int i = 0; i < P * 16 / STEP; i++) {
+                const int r = i * STEP + load_row;
+                if (i * STEP < weights.count * 16) {
+                    // A silu panel holds 8 gate rows, then the up rows that belong to them.
+                    const int source = EPI == 2 ? (r >> 4) * 8 + (r & 7) + (r & 8 ? N / 2 : 0) : r;
+                    copy_weights(ring_at + stage + r * ROW + ((load_unit ^ (r & 7)) << 4), from + source * row_bytes,
+                                 policy);
+                }
+            }
+        }
+        weights.advance();
+    };
+    auto load_tokens = [&](unsigned stage) {
+        if (tokens.done()) return;
+        if (KC == 64 || load_unit * 8 < tokens.columns_left) {
+            const char* from = (const char*)(x + tokens.column) + load_unit * 16;
+#pragma unroll
+            for (int i = 0; i < (XR + STEP - 1) / STEP; i++) {
+                const int r = i * STEP + load_row;
+                if (XR % STEP == 0 || r < XR)
+                    copy_or_zero(ring_at + stage + W_BYTES + r * ROW + ((load_unit ^ (r & 7)) << 4),
+                                 from + (size_t)(r < B ? r : 0) * x_stride * 2, r < B);
+            }
+        }
+        tokens.advance();
+    };
+
+#pragma unroll 1
+    for (int i = 0; i < ST - 1; i++) load_weights(i * STAGE);
+    wait_for_dependencies();
+#pragma unroll 1
+    for (int i = 0; i < ST - 1; i++) {
+        load_tokens(i * STAGE);
+        commit();
+    }
+
+    // Fragments: lane -> row and half of 16 columns that it gives the address of.
+    const int a_row = lane & 15, a_half = lane >> 4;
+    const int b_row = (lane & 7) + (NT > 1 ? (lane >> 4) * 8 : 0), b_half = (lane >> 3) & 1;
+    const int x_row = XR == 1 ? 0 : b_row;
+
+    float sum[P][NT][4];
+#pragma unroll
+    for (int p = 0; p < P; p++)
+#pragma unroll
+        for (int t = 0; t < NT; t++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) sum[p][t][e] = 0.f;
+
+    unsigned stage = 0, next_stage = (ST - 1) * STAGE;
+#pragma unroll 1
+    while (!products.done()) {
+        wait_group<ST - 2>();
+        __syncthreads();  // this chunk is here for all, and all have left the one before it
+        load_weights(next_stage);
+        load_tokens(next_stage);
+        commit();
+
+#pragma unroll
+        for (int s = 0; s < KC / 64; s++) {
+            if (s > 0 && s * 64 >= products.columns_left) break;
+            const int unit = (s * 4 + warp) * 2;
+            const unsigned a_at = ring_at + stage + a_row * ROW + (((unit + a_half) ^ (a_row & 7)) << 4);
+            const unsigned b_at = ring_at + stage + W_BYTES + x_row * ROW + (((unit + b_half) ^ (x_row & 7)) << 4);
+            unsigned b[NT][2];
+            if (NT == 1) {
+                load_matrix2(b[0], b_at);
+            } else {
+#pragma unroll
+                for (int t = 0; t + 1 < NT; t += 2) {
+                    unsigned two[4];
+                    load_matrix4(two, b_at + t * 8 * ROW);
+                    b[t][0] = two[0];
+                    b[t][1] = two[1];
+                    b[t + 1][0] = two[2];
+                    b[t + 1][1] = two[3];
+                }
+            }
+#pragma unroll
+            for (int p = 0; p < P; p++) {
+                unsigned a[4];
+                load_matrix4(a, a_at + p * 16 * ROW);
+#pragma unroll
+                for (int t = 0; t < NT; t++) multiply_add(sum[p][t], a, b[t][0], b[t][1]);
+            }
+        }
+
+        if (products.at_last_chunk()) {
+            // The chunk's own stage is nobody's until the next barrier of the loop: the warps meet there.
+            float* tiles = (float*)(ring + stage);
+#pragma unroll
+            for (int first = 0; first < P * NT; first += TILES) {
+                const int last = first + TILES < P * NT ? first + TILES : P * NT;
+                __syncthreads();
+#pragma unroll
+                for (int i = first; i < last; i++) {
+                    float* at = tiles + ((i - first) * 4 + warp) * TILE + (lane & 3) * 2 * TILE_PITCH + (lane >> 2);
+                    at[0] = sum[i / NT][i % NT][0];
+                    at[TILE_PITCH] = sum[i / NT][i % NT][1];
+                    at[8] = sum[i / NT][i % NT][2];
+                    at[TILE_PITCH + 8] = sum[i / NT][i % NT][3];
+#pragma unroll
+                    for (int e = 0; e < 4; e++) sum[i / NT][i % NT][e] = 0.f;
+                }
+                __syncthreads();
+                const int per_tile = EPI == 2 ? 64 : 128, rows = per_tile / 8;
+#pragma unroll 4
+                for (int j = tid; j < (last - first) * per_tile; j += THREADS) {
+                    const int i = first + j / per_tile, row = j % rows, in_tile = j % per_tile / rows;
+                    const int p = i / NT, token = i % NT * 8 + in_tile;
+                    if (p >= products.count || token >= B) continue;
+                    const float* at = tiles + j / per_tile * 4 * TILE + in_tile * TILE_PITCH + row;
+                    float value = 0.f;
+#pragma unroll
+                    for (int w = 0; w < 4; w++) value += at[w * TILE];
+                    if (EPI == 2) {
+                        float up = 0.f;
+#pragma unroll
+                        for (int w = 0; w < 4; w++) up += at[w * TILE + 8];
+                        value = value / (1.f + __expf(-value)) * up;
+                        ((bf16*)y)[(size_t)token * (N / 2) + (products.panel + p) * 8 + row] = to_bf16(value);
+                    } else {
+                        const size_t column = (size_t)(products.panel + p) * 16 + row;
+                        if (EPI == 1)
+                            ((float*)y)[((size_t)products.slice * B + token) * N + column] = value;
+                        else
+                            ((bf16*)y)[(size_t)token * N + column] = to_bf16(value);
+                    }
+                }
+            }
+        }
+        products.advance();
+        stage = stage + STAGE == ST * STAGE ? 0 : stage + STAGE;
+        next_stage = next_stage + STAGE == ST * STAGE ? 0 : next_stage + STAGE;
+    }
+}
+
+#endif
