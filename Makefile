@@ -15,6 +15,7 @@ test: $(VENV)/.test debian  ## the whole suite, slow and CUDA tests excepted
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.test debian  ## what needs minutes or gigabytes
+	$(INSTALL) -e ".[ray]"
 	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.test  ## format, lint, types, floors, large files, keys

@@ -1,6 +1,7 @@
 """`visiongate batch`: one question about every picture of a folder, or the lines of a JSONL file.
 
-Results are appended as they come, so a run that was stopped goes on where it was.
+Results are appended to a journal as they come, so a run that was stopped goes on where it was; at
+the end they are put in the order of the items.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ import asyncio
 import contextlib
 import csv
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from visiongate.cli import options
-from visiongate.errors import InvalidParameter, InvalidRequest, Unavailable, VisionGateError
+from visiongate.cli.items import COLUMNS, Item, answer_of, model_of, server_at
+from visiongate.cli.locations import beside, is_folder, is_uri, list_files, read_bytes, shown
+from visiongate.errors import InvalidParameter, InvalidRequest
 
 if TYPE_CHECKING:
     from visiongate.gateway.settings import Settings
@@ -26,20 +28,8 @@ if TYPE_CHECKING:
 SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".jfif"}
 )
-COLUMNS: Final = ("name", "prompt", "response", "error", "seconds", "tokens")
-RETRIES: Final = 5
 
-AskOne = Callable[["Item"], Coroutine[Any, Any, dict[str, Any]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One picture and its question; `name` is what a result is known by."""
-
-    name: str
-    path: Path
-    prompt: str
-    max_tokens: int | None
+Keep = Callable[[dict[str, Any]], None]
 
 
 def register(app: typer.Typer) -> None:
@@ -49,19 +39,41 @@ def register(app: typer.Typer) -> None:
 
 def batch(
     source: Annotated[
-        Path, typer.Argument(metavar="FOLDER|JSONL", help="Pictures, or lines of {image, prompt}.")
+        str,
+        typer.Argument(
+            metavar="FOLDER|JSONL",
+            help="Pictures, or lines of {image, prompt}; a path, or a bucket such as s3://shop/in.",
+        ),
     ],
     prompt: Annotated[str, typer.Option(help="The question, where a line names none.")] = "",
     out: Annotated[Path, typer.Option(help="Results: a .jsonl, .csv or .xlsx file.")] = Path(
         "results.jsonl"
     ),
-    parallel: Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")] = 3,
+    parallel: Annotated[
+        int, typer.Option(min=1, max=256, help="Requests at once; with --ray, of each replica.")
+    ] = 3,
     max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
     base_url: Annotated[
         str,
         typer.Option(envvar="VISIONGATE_BASE_URL", help="Ask this server; empty loads a model."),
     ] = "",
     key: Annotated[str, typer.Option(envvar="VISIONGATE_API_KEY", help="Its key.")] = "",
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Ask on the machines of this Ray cluster: auto, an address, or local.",
+        ),
+    ] = "",
+    replicas: Annotated[
+        int, typer.Option(min=0, help="With --ray: the most models at once; 0 fills the cluster.")
+    ] = 0,
+    replica_cpus: Annotated[
+        float, typer.Option(min=0, help="With --ray: CPUs of one; 0 takes a whole machine's.")
+    ] = 0,
+    replica_gpus: Annotated[
+        float | None, typer.Option(min=0, help="With --ray: GPUs of one; by default 1 if any.")
+    ] = None,
     preset: options.Preset = None,
     model: options.Model = None,
     precision: options.Precision = None,
@@ -71,6 +83,8 @@ def batch(
     """Ends with status 1 when a picture could not be answered."""
     if out.suffix not in {".jsonl", ".csv", ".xlsx"}:
         raise InvalidParameter(f"--out {out} must end in .jsonl, .csv or .xlsx", param="out")
+    if ray and base_url:
+        raise InvalidParameter("--ray loads models of its own; leave --base-url out", param="ray")
     items = list(read_items(source, prompt, max_tokens))
     journal = out if out.suffix == ".jsonl" else out.with_suffix(out.suffix + ".jsonl")
     done = _read_done(journal)
@@ -78,9 +92,18 @@ def batch(
     if done:
         print(f"{len(items) - len(waiting)} of {len(items)} were done before")
     settings = options.settings_of(config, pairs, preset=preset, model=model, precision=precision)
-    asyncio.run(_run(settings, base_url, key, waiting, parallel, journal))
+    with _journal(journal, len(waiting)) as keep:
+        if waiting and ray:
+            from visiongate.cli.ray_batch import Replicas, ask_cluster
+
+            share = Replicas(replicas, replica_cpus, replica_gpus)
+            for result in ask_cluster(ray, settings, waiting, parallel, share):
+                keep(result)
+        elif waiting:
+            asyncio.run(_run(settings, base_url, key, waiting, parallel, keep))
     found = {result["name"]: result for result in _read_lines(journal)}
-    results = [found[item.name] for item in items if item.name in found]
+    results = [found.pop(item.name) for item in items if item.name in found]
+    _replace_lines(journal, [*results, *found.values()])
     _write_table(out, results)
     failed = sum(1 for result in results if result["error"])
     print(f"{len(results) - failed} answered, {failed} failed; written to {out}")
@@ -88,18 +111,26 @@ def batch(
         raise typer.Exit(1)
 
 
-def read_items(source: Path, prompt: str, max_tokens: int | None) -> Iterable[Item]:
+def read_items(source: str, prompt: str, max_tokens: int | None) -> Iterable[Item]:
     """The pictures of a folder by name, or the lines of a file; raises InvalidRequest."""
-    if source.is_dir():
+    source = source if is_uri(source) else str(Path(source).absolute())
+    try:
+        files = list_files(source) if is_folder(source) else None
+    except OSError:
+        raise InvalidRequest(f"{shown(source)} cannot be reached") from None
+    if files is not None:
         _need_prompt(prompt)
-        for path in sorted(source.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                yield Item(str(path.relative_to(source)), path, prompt, max_tokens)
+        for name, location in files:
+            if Path(name).suffix.lower() in SUFFIXES:
+                yield Item(name, location, prompt, max_tokens)
         return
     try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        raise InvalidRequest(f"{source} is neither a folder nor a file that can be read") from None
+        lines = read_bytes(source).decode("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise InvalidRequest(
+            f"{shown(source)} is neither a folder nor a file that can be read"
+        ) from None
+    seen: set[str] = set()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -107,113 +138,48 @@ def read_items(source: Path, prompt: str, max_tokens: int | None) -> Iterable[It
             found = json.loads(line)
             image, question = str(found["image"]), str(found.get("prompt", prompt))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise InvalidRequest(f"line {number} of {source} must be {{image, prompt}}") from None
+            raise InvalidRequest(
+                f"line {number} of {shown(source)} must be {{image, prompt}}"
+            ) from None
         _need_prompt(question)
         name = str(found.get("id", f"{number}:{image}"))
-        yield Item(name, source.parent / image, question, found.get("max_tokens", max_tokens))
+        if name in seen:
+            raise InvalidRequest(
+                f"line {number} of {shown(source)} has the id {name!r} of another line"
+            )
+        seen.add(name)
+        location = beside(source, image)
+        yield Item(name, location, question, found.get("max_tokens", max_tokens))
+
+
+@contextlib.contextmanager
+def _journal(path: Path, number: int) -> Iterator[Keep]:
+    """Writes each result at once and moves the bar; `number` results are expected."""
+    from rich.progress import Progress
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Progress() as bar, path.open("a", encoding="utf-8") as file:
+        task = bar.add_task("asking", total=number)
+
+        def keep(result: dict[str, Any]) -> None:
+            file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            file.flush()
+            bar.advance(task)
+
+        yield keep
 
 
 async def _run(
-    settings: Settings,
-    base_url: str,
-    key: str,
-    items: list[Item],
-    parallel: int,
-    journal: Path,
+    settings: Settings, base_url: str, key: str, items: list[Item], parallel: int, keep: Keep
 ) -> None:
-    from rich.progress import Progress
-
-    if not items:
-        return
     remaining = iter(items)
-    opened = _server(base_url, key) if base_url else _model(settings)
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with Progress() as bar, journal.open("a", encoding="utf-8") as file:
-        task = bar.add_task("asking", total=len(items))
-        async with opened as ask_one:
+    async with server_at(base_url, key) if base_url else model_of(settings) as ask_one:
 
-            async def work() -> None:
-                for item in remaining:
-                    result = await _answer(ask_one, item)
-                    file.write(json.dumps(result, ensure_ascii=False) + "\n")
-                    file.flush()
-                    bar.advance(task)
+        async def work() -> None:
+            for item in remaining:
+                keep(await answer_of(ask_one, item))
 
-            await asyncio.gather(*(work() for _ in range(parallel)))
-
-
-async def _answer(ask_one: AskOne, item: Item) -> dict[str, Any]:
-    """The result of one item; waits and tries again while the service is busy."""
-    result: dict[str, Any] = dict.fromkeys(COLUMNS, "") | {"name": item.name, "prompt": item.prompt}
-    for attempt in range(RETRIES):
-        try:
-            return result | await ask_one(item)
-        except Unavailable as error:
-            if attempt + 1 == RETRIES:
-                return result | {"error": error.message}
-            await asyncio.sleep(error.retry_after_seconds)
-        except VisionGateError as error:
-            return result | {"error": error.message}
-        except OSError:
-            return result | {"error": f"{item.path} cannot be read"}
-    return result
-
-
-@asynccontextmanager
-async def _model(settings: Settings) -> AsyncIterator[AskOne]:
-    from visiongate.gateway.local import local_model
-    from visiongate.gateway.wire import Sampling
-
-    async with local_model(settings) as model:
-
-        async def ask_one(item: Item) -> dict[str, Any]:
-            data = await asyncio.to_thread(item.path.read_bytes)
-            wish = Sampling(max_tokens=item.max_tokens)
-            answer = await model.answer([data], item.prompt, wish)
-            usage = answer.usage()
-            return {
-                "response": answer.text,
-                "seconds": usage.total_time_ms / 1000,
-                "tokens": usage.total_tokens,
-            }
-
-        yield ask_one
-
-
-@asynccontextmanager
-async def _server(base_url: str, key: str) -> AsyncIterator[AskOne]:
-    import httpx
-
-    url = f"{base_url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    async with httpx.AsyncClient(headers=headers, timeout=600) as client:
-
-        async def ask_one(item: Item) -> dict[str, Any]:
-            data = await asyncio.to_thread(item.path.read_bytes)
-            fields = {"prompt": item.prompt}
-            fields |= {} if item.max_tokens is None else {"max_tokens": str(item.max_tokens)}
-            files = {"image": (item.path.name, data)}
-            try:
-                response = await client.post(url, data=fields, files=files)
-            except httpx.HTTPError:
-                raise Unavailable(f"no server answers at {base_url}") from None
-            if response.status_code in {429, 503}:
-                after = float(response.headers.get("retry-after", "1"))
-                raise Unavailable(_message(response.json()), retry_after_seconds=after)
-            body = response.json()
-            if response.status_code != 200:
-                raise InvalidRequest(_message(body))
-            return {
-                "response": body["choices"][0]["message"]["content"],
-                "seconds": body["usage"]["total_time_ms"] / 1000,
-                "tokens": body["usage"]["total_tokens"],
-            }
-
-        yield ask_one
-
-
-def _message(body: dict[str, Any]) -> str:
-    return str(body["error"]["message"])
+        await asyncio.gather(*(work() for _ in range(parallel)))
 
 
 def _need_prompt(prompt: str) -> None:
@@ -225,9 +191,16 @@ def _read_done(journal: Path) -> set[str]:
     """The names that an earlier run answered; failures and cut lines are dropped, to be retried."""
     good = [result for result in _read_lines(journal) if not result["error"]]
     if journal.is_file():
-        lines = (json.dumps(result, ensure_ascii=False) + "\n" for result in good)
-        journal.write_text("".join(lines), encoding="utf-8")
+        _replace_lines(journal, good)
     return {str(result["name"]) for result in good}
+
+
+def _replace_lines(journal: Path, results: Sequence[dict[str, Any]]) -> None:
+    """Writes a file anew, whole or not at all: a kill leaves the old one or the new one."""
+    fresh = journal.with_name(f".{journal.name}.new")
+    lines = (json.dumps(result, ensure_ascii=False) + "\n" for result in results)
+    fresh.write_text("".join(lines), encoding="utf-8")
+    os.replace(fresh, journal)
 
 
 def _read_lines(journal: Path) -> list[dict[str, Any]]:
