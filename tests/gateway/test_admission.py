@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
@@ -155,6 +156,45 @@ def test_a_modest_key_overtakes_a_greedy_one() -> None:
     assert [ticket.position for ticket in greedy] == list(range(2, 12))
     admission.leave(holder)
     assert modest.is_admitted
+
+
+def test_a_greedy_key_leaves_the_last_place_to_a_key_that_was_here_lately() -> None:
+    admission = Admission(3, 100)
+    admission.leave(admission.join("modest"))
+    greedy = [admission.join("greedy") for _ in range(5)]
+    assert [ticket.is_admitted for ticket in greedy] == [True, True, False, False, False]
+    modest = admission.join("modest")
+    assert modest.is_admitted
+    admission.leave(greedy[0])  # the modest key has a place now: none is kept
+    assert greedy[2].is_admitted
+    admission.leave(modest)
+    assert not greedy[3].is_admitted
+
+
+def test_alone_a_key_has_every_place() -> None:
+    admission = Admission(3, 100)
+    assert all(admission.join("greedy").is_admitted for _ in range(3))
+    single = Admission(1, 100)
+    single.leave(single.join("modest"))
+    assert single.join("greedy").is_admitted
+
+
+def test_a_kept_place_is_free_for_all_once_the_other_key_stays_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody leaves and nobody joins: the waiting request itself looks again."""
+    monkeypatch.setattr("visiongate.gateway.admission.LATELY_SECONDS", 0.05)
+    admission = Admission(2, 100)
+    admission.leave(admission.join("modest"))
+    running, waiting = admission.join("greedy"), admission.join("greedy")
+    assert running.is_admitted
+    assert not waiting.is_admitted
+
+    async def wait() -> list[int]:
+        return [position async for position in admission.positions(waiting)]
+
+    assert asyncio.run(asyncio.wait_for(wait(), 30)) == [1]
+    assert waiting.is_admitted
 
 
 def test_a_full_queue_makes_room_for_a_light_key() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from visiongate import kernels
 from visiongate.engine.cache import BlockNamer, BlockPool, FeatureCache
 from visiongate.engine.drafts import propose
 from visiongate.engine.grammar import GrammarCompiler
-from visiongate.engine.runner import ImageEncoder, ModelRunner
+from visiongate.engine.runner import EncodeJob, ImageEncoder, ModelRunner
 from visiongate.engine.sampler import Sampler, token_logprob
 from visiongate.engine.scheduler import Chunk, Scheduler
 from visiongate.engine.sequence import Sequence
@@ -86,6 +87,7 @@ class Engine:
         self._by_id: dict[str, Sequence] = {}
         self._rejected: list[TokenEvent] = []
         self._seconds_per_prefill_token = 0.0
+        self._step_seconds = 0.0
         self._totals = _Totals()
 
     @classmethod
@@ -127,8 +129,9 @@ class Engine:
         self._request_features()
         if chunks:
             events += self._run(chunks)
-        if self.encoder.jobs and not self._has_prefill_for_streams(chunks):
-            events += self._encode()
+        job = self.encoder.next_job()
+        if job is not None and not self._has_work_before(job, chunks):
+            events += self._encode(job)
         self._totals.steps += 1
         return events
 
@@ -245,23 +248,33 @@ class Engine:
         for index, span in enumerate(sequence.spans):
             sequence.feature_hits[index] = span.end <= sequence.num_computed_tokens
 
-    def _encode(self) -> list[TokenEvent]:
+    def _encode(self, job: EncodeJob) -> list[TokenEvent]:
         """Encodes for one slice; a failure ends only the requests that need this picture."""
-        job = next(iter(self.encoder.jobs.values()))
-        seconds = self.settings.slice_seconds * (1.0 if self.scheduler.num_streaming else 2.0)
+        salt, before = job.key[0], job.seconds
         try:
-            finished = self.encoder.advance(seconds)
+            features = self.encoder.advance(job, self._encode_seconds(salt))
         except Exception as error:
             self.encoder.jobs.pop(job.key, None)
             return self._fail([sequence for sequence, _ in job.waiting], error)
-        if finished is not None:
-            job, features = finished
+        self.scheduler.shares.charge(job.seconds - before, {salt: 1})
+        if features is not None:
             self.features.put(*job.key, features)
             for sequence, index in job.waiting:
                 sequence.features[index] = features
                 sequence.encode_seconds += job.seconds
             self._totals.feature_misses += 1
         return []
+
+    def _encode_seconds(self, salt: bytes) -> float:
+        """The length of a slice: whole where streams of this key wait for it, else short.
+
+        Between short slices with nothing else to do no time is lost, and a newcomer is seen soon.
+        """
+        whole = self.settings.slice_seconds
+        is_alone = all(sequence.salt == salt for sequence in self._by_id.values())
+        if is_alone and self.scheduler.num_streaming:
+            return whole
+        return min(whole, max(whole / 10, self._step_seconds))
 
     def _prefill_budget(self) -> int:
         """Prompt tokens of the next step: a slice's worth while others stream, else a second's."""
@@ -273,10 +286,12 @@ class Engine:
         seconds = self.settings.slice_seconds if streaming else 1.0
         return max(least, min(int(seconds / rate), self.settings.max_step_tokens))
 
-    def _has_prefill_for_streams(self, chunks: Seq[Chunk]) -> bool:
-        """Whether this step already made streams wait for a prompt: then no picture on top."""
+    def _has_work_before(self, job: EncodeJob, chunks: Seq[Chunk]) -> bool:
+        """Whether this step did enough: streams waited for a prompt, or it is a lighter key's."""
         has_prefill = any(chunk.sequence.is_prefilling for chunk in chunks)
-        return has_prefill and self.scheduler.num_streaming > 0
+        if has_prefill and self.scheduler.num_streaming > 0:
+            return True
+        return self.scheduler.is_held(job.first, chunks)
 
     # ---- tokens
 
@@ -295,7 +310,12 @@ class Engine:
         return events
 
     def _measure(self, chunks: list[Chunk], seconds: float) -> None:
-        """Learns how long a prompt token takes; the scheduler cuts slices by it."""
+        """Learns how long a prompt token takes, by which slices are cut, and who had the time."""
+        parts: Counter[bytes] = Counter()
+        for chunk in chunks:
+            parts[chunk.sequence.salt] += chunk.num_tokens
+        self.scheduler.shares.charge(seconds, parts)
+        self._step_seconds = seconds
         prefill = sum(chunk.num_tokens for chunk in chunks if chunk.sequence.is_prefilling)
         if prefill >= 16:
             new = seconds / prefill

@@ -104,9 +104,14 @@ class EncodeJob:
     waiting: list[tuple[Sequence, int]] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def first(self) -> Sequence:
+        """The sequence whose turn comes first among those that wait for it."""
+        return min((sequence for sequence, _ in self.waiting), key=lambda other: other.turn)
+
 
 class ImageEncoder:
-    """Encodes pictures one after another in slices of a wanted length; equal pictures only once."""
+    """Encodes pictures in slices of a wanted length, by turns; equal pictures only once."""
 
     def __init__(self, model: Qwen3VL, device: torch.device) -> None:
         self.model = model
@@ -130,10 +135,13 @@ class ImageEncoder:
             if not job.waiting:
                 del self.jobs[key]
 
+    def next_job(self) -> EncodeJob | None:
+        """The picture whose turn it is, the oldest among equals."""
+        return min(self.jobs.values(), key=lambda job: job.first.turn, default=None)
+
     @torch.inference_mode()
-    def advance(self, seconds: float) -> tuple[EncodeJob, VisionFeatures] | None:
-        """Works on the oldest picture for about `seconds`; gives it back when it is done."""
-        job = next(iter(self.jobs.values()))
+    def advance(self, job: EncodeJob, seconds: float) -> VisionFeatures | None:
+        """Works on a picture for about `seconds`; gives its features when it is done."""
         start = time.perf_counter()
         tower = self.model.visual
         if job.encoding is None:
@@ -154,7 +162,7 @@ class ImageEncoder:
         self._learn(spent / (num_patches * done))
         job.seconds += spent
         self.seconds += spent
-        return None if features is None else (job, features)
+        return features
 
     def _stages_for(self, seconds: float, num_patches: int) -> int:
         per_stage = self._seconds_per_patch_stage * num_patches

@@ -1,16 +1,22 @@
 """Decides what each step computes, and owns the cache blocks that it needs for that.
 
 One token budget, no phases: first every running answer gets its next token, then prompts are
-computed in chunks with what is left, then waiting sequences are let in.
+computed in chunks with what is left, then waiting sequences are let in. Prompts and pictures of a
+key that had more of the device than others wait while those have something to do.
 """
 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from visiongate.engine.cache import BlockPool
 from visiongate.engine.sequence import Sequence
+from visiongate.engine.shares import Shares
+
+SHORT_PROMPT = 32
+"""Prompt tokens that nobody is held back for: they take about as long as one step of answers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +45,7 @@ class Scheduler:
         self.max_prefills = max_prefills
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
+        self.shares = Shares()
         self.num_preemptions = 0
 
     @property
@@ -48,6 +55,8 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Puts a sequence behind those of its priority."""
+        active = {other.salt for other in (*self.waiting, *self.running)}
+        sequence.turn = self.shares.enter(sequence.salt, active)
         bisect.insort(self.waiting, sequence, key=_order)
 
     def schedule(self, token_budget: int, prefill_budget: int) -> list[Chunk]:
@@ -60,7 +69,7 @@ class Scheduler:
         self._admit()
         chunks = self._next_tokens(token_budget)
         room = min(prefill_budget, token_budget - sum(chunk.num_tokens for chunk in chunks))
-        chunks += self._prefill(room)
+        chunks += self._prefill(room, chunks)
         if not chunks and self._is_stuck():
             self._preempt(self.running[-1])
             return self.schedule(token_budget, prefill_budget)
@@ -82,6 +91,14 @@ class Scheduler:
             sequence.block_table = []
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+
+    def is_held(self, sequence: Sequence, chunks: Seq[Chunk]) -> bool:
+        """Whether its long prompt and pictures wait: this step has work of a key that had less."""
+        return any(
+            chunk.sequence.salt != sequence.salt
+            and self.shares.of(chunk.sequence.salt) < sequence.turn
+            for chunk in chunks
+        )
 
     def _admit(self) -> None:
         """Lets waiting sequences in while there is a place and room for their prompts."""
@@ -120,15 +137,17 @@ class Scheduler:
             chunks.append(Chunk(sequence, sequence.num_computed_tokens, count))
         return [chunk for chunk in chunks if chunk.sequence in self.running]
 
-    def _prefill(self, budget: int) -> list[Chunk]:
-        """Chunks of the oldest prompts that can go on."""
+    def _prefill(self, budget: int, others: Seq[Chunk]) -> list[Chunk]:
+        """Chunks of the prompts that can go on, beside the `others` of this step."""
         chunks: list[Chunk] = []
-        for sequence in self.running:
+        for sequence in sorted(self.running, key=lambda sequence: sequence.turn):
             if len(chunks) == self.max_prefills or budget <= 0:
                 break
             if not (sequence.is_prefilling or sequence.needed_images()):
                 continue
             count = min(budget, sequence.num_ready_tokens - sequence.num_computed_tokens)
+            if count > SHORT_PROMPT and self.is_held(sequence, (*others, *chunks)):
+                continue
             if count > 0 and self._reserve(sequence, sequence.num_computed_tokens + count):
                 sequence.draft = []
                 chunks.append(Chunk(sequence, sequence.num_computed_tokens, count))
@@ -167,7 +186,7 @@ class Scheduler:
         sequence.draft = []
         sequence.preemptions += 1
         self.num_preemptions += 1
-        self.add(sequence)
+        bisect.insort(self.waiting, sequence, key=_order)
 
     def _is_stuck(self) -> bool:
         """Whether sequences block each other: none waits for a picture, none could get a block."""

@@ -26,6 +26,7 @@ class Sequence:
         num_prefill_tokens: what has to be computed before the next token can be drawn.
         features: per picture; None where not encoded yet, or not needed any more.
         draft: guesses for the next tokens, verified in the same step.
+        turn: earlier turns go first; see `Shares`.
         stop_at: the most tokens, prompt and answer together.
         num_shown: tokens of the answer that the detokenizer has.
         num_reported: tokens of the answer that events have counted.
@@ -53,6 +54,7 @@ class Sequence:
     first_token_at: float | None = None
     encode_seconds: float = 0.0
     preemptions: int = 0
+    turn: float = 0.0
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt.token_ids)
@@ -64,6 +66,11 @@ class Sequence:
     def spans(self) -> tuple[ImageSpan, ...]:
         """Where the pictures stand."""
         return self.request.prompt.spans
+
+    @property
+    def salt(self) -> bytes:
+        """What tells its key from others."""
+        return self.request.cache_salt
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -1,8 +1,10 @@
 """Decides who runs now and who waits: a bounded queue that is fair between keys.
 
 A free place goes to the key with the fewest running requests, and among those to the one served
-longest ago, so a key with a thousand requests cannot hold up a key with one. When every waiting
-place is taken, a newcomer from a light key takes the place of the heaviest key's newest request.
+longest ago, so a key with a thousand requests cannot hold up a key with one. While another key was
+here lately and has no place now, the last free one is kept for it: its next request runs at once.
+When every waiting place is taken, a newcomer from a light key takes the place of the heaviest key's
+newest request.
 Batch work (priority 1) gets a place only when nobody else waits, and never the last one.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -17,6 +20,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from visiongate.errors import Busy, DeadlineExceeded
+
+LATELY_SECONDS: Final = 2.0
+"""How long after a key's last request one place is kept free of the others."""
 
 _SMOOTHING: Final = 0.2
 
@@ -68,6 +74,7 @@ class Admission:
         self._waiting: list[Ticket] = []
         self._running: list[Ticket] = []
         self._last_served: dict[str, int] = {}
+        self._last_seen: dict[str, float] = {}
         self._numbers = itertools.count(1)
         self._service_seconds = 1.0
 
@@ -84,6 +91,7 @@ class Admission:
     def join(self, who: str, *, priority: int = 0, max_running: int | None = None) -> Ticket:
         """A ticket, perhaps admitted already. Raises Busy when every waiting place is taken."""
         ticket = Ticket(who, priority, max_running, next(self._numbers))
+        self._last_seen[who] = ticket.arrived
         self._waiting.append(ticket)
         self._dispatch()
         if len(self._waiting) > self.capacity and not ticket.is_admitted:
@@ -112,11 +120,14 @@ class Admission:
             if ticket.position != last:
                 last = ticket.position
                 yield last
-            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                raise DeadlineExceeded("the deadline passed while the request waited")
+            remaining = math.inf if deadline is None else deadline - now
             try:
-                await ticket.changed(remaining)
+                await ticket.changed(min(remaining, LATELY_SECONDS))
             except asyncio.TimeoutError:
-                raise DeadlineExceeded("the deadline passed while the request waited") from None
+                self._dispatch()  # a place that was kept free may be free for all by now
 
     def leave(self, ticket: Ticket) -> None:
         """Gives the place, or the waiting place, back."""
@@ -126,6 +137,7 @@ class Admission:
             self._service_seconds += _SMOOTHING * (seconds - self._service_seconds)
         elif ticket in self._waiting:
             self._waiting.remove(ticket)
+        self._last_seen[ticket.who] = time.monotonic()
         self._dispatch()
 
     def retry_after_seconds(self) -> float:
@@ -156,10 +168,22 @@ class Admission:
     def _may_run(self, ticket: Ticket, running: Counter[str]) -> bool:
         if ticket.max_running is not None and running[ticket.who] >= ticket.max_running:
             return False
+        if self._keeps_last_place(ticket.who, running):
+            return False
         if ticket.priority == 0:
             return True
         num_batch = sum(other.priority > 0 for other in self._running)
         return num_batch < max(1, self.num_places - 1)
+
+    def _keeps_last_place(self, who: str, running: Counter[str]) -> bool:
+        """Whether the only free place is kept for another key that has none."""
+        if self.num_places - len(self._running) > 1 or not running[who]:
+            return False
+        since = time.monotonic() - LATELY_SECONDS
+        for other, seen in list(self._last_seen.items()):
+            if seen < since and not running[other]:
+                del self._last_seen[other]
+        return any(other != who and not running[other] for other in self._last_seen)
 
     def _order(self, running: Counter[str]) -> list[Ticket]:
         """The waiting tickets in the order in which they would be served."""
