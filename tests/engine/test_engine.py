@@ -247,7 +247,7 @@ def test_a_stream_goes_on_while_a_neighbour_is_encoded(
     while not desk.answers[late].num_tokens and not desk.answers[stream].finals:
         desk.step()
         steps += 1
-    stages = desk.engine.runner.model.visual.num_stages
+    stages = desk.engine.encoder.tower.num_stages
     assert steps >= stages
     assert desk.answers[stream].num_tokens - tokens_before >= stages
 

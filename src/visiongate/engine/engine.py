@@ -25,7 +25,15 @@ from visiongate import kernels
 from visiongate.engine.cache import BlockNamer, BlockPool, FeatureCache
 from visiongate.engine.drafts import propose
 from visiongate.engine.grammar import GrammarCompiler
-from visiongate.engine.runner import EncodeJob, ImageEncoder, ModelRunner
+from visiongate.engine.runner import (
+    AnyModel,
+    EncodeJob,
+    ImageEncoder,
+    Launched,
+    ModelRunner,
+    Output,
+    Runner,
+)
 from visiongate.engine.sampler import Sampler, token_logprob
 from visiongate.engine.scheduler import Chunk, Scheduler
 from visiongate.engine.sequence import Sequence
@@ -60,14 +68,15 @@ through the cache."""
 class Engine:
     """Owns model, cache, scheduler and samplers; not safe for use from several threads."""
 
-    def __init__(self, model: Qwen3VL, tokenizer: Tokenizer, settings: EngineSettings) -> None:
+    def __init__(self, model: AnyModel, tokenizer: Tokenizer, settings: EngineSettings) -> None:
         text = model.config.text
         self.settings = settings
         self.tokenizer = tokenizer
+        is_fused = not isinstance(model, Qwen3VL)
         num_blocks = fitting_blocks(model, settings)
         pool = KVPool.allocate(
             num_layers=text.num_hidden_layers,
-            num_blocks=num_blocks,
+            num_blocks=num_blocks + is_fused,  # a block for the rows that fill a graph up
             block_size=settings.block_size,
             num_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
@@ -77,10 +86,15 @@ class Engine:
         self.blocks = BlockPool(num_blocks, settings.block_size)
         self.max_context = min(text.max_position_embeddings, num_blocks * settings.block_size)
         self.scheduler = Scheduler(
-            self.blocks, max_num_seqs=settings.max_num_seqs, max_prefills=settings.max_prefills
+            self.blocks,
+            max_num_seqs=settings.max_num_seqs,
+            max_prefills=settings.max_prefills,
+            chunk_tokens=settings.chunk_tokens,
         )
         self.features = FeatureCache(settings.feature_cache_bytes)
-        self.runner = ModelRunner(model, pool)
+        self.runner = make_runner(model, pool, settings.max_num_seqs, self.max_context)
+        self._drafts = settings.drafts and not self.runner.is_beside
+        self._ahead: Launched | None = None
         self.encoder = ImageEncoder(model, self.runner.device)
         self.grammars = GrammarCompiler(tokenizer, text.vocab_size, model.config.eos_token_ids)
         self._eos = frozenset(model.config.eos_token_ids)
@@ -98,7 +112,7 @@ class Engine:
             torch.set_num_threads(settings.num_threads)
             kernels.set_num_threads(settings.num_threads)
         tokenizer = Tokenizer.from_pretrained(path)
-        return cls(load_model(path, settings.precision, settings.device), tokenizer, settings)
+        return cls(load(path, settings), tokenizer, settings)
 
     @property
     def has_work(self) -> bool:
@@ -125,13 +139,17 @@ class Engine:
         """Does one piece of work for everyone and returns the news."""
         events, self._rejected = self._rejected, []
         events += self._expire()
-        chunks = self.scheduler.schedule(self.settings.max_step_tokens, self._prefill_budget())
-        self._request_features()
-        if chunks:
-            events += self._run(chunks)
+        launched, self._ahead = self._ahead, None
+        if launched is None:
+            launched = self._launch(events)
+        if launched is not None and not self.runner.is_beside:
+            events += self._collect(launched)
         job = self.encoder.next_job()
-        if job is not None and not self._has_work_before(job, chunks):
+        if job is not None and not self._has_work_before(job, launched.chunks if launched else []):
             events += self._encode(job)
+        if launched is not None and self.runner.is_beside:
+            self._ahead = self._follow(launched)
+            events += self._collect(launched)
         self._totals.steps += 1
         return events
 
@@ -162,6 +180,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Answers a tiny text prompt, so that the first request meets warm code."""
+        self.runner.warm_up()
         tokens = self.tokenizer.encode("Hello")
         positions = np.broadcast_to(np.arange(len(tokens), dtype=np.int32), (3, len(tokens)))
         prompt = Prompt(tokens, positions, rope_delta=0)
@@ -295,19 +314,54 @@ class Engine:
 
     # ---- tokens
 
-    def _run(self, chunks: list[Chunk]) -> list[TokenEvent]:
-        start = time.perf_counter()
+    def _launch(self, events: list[TokenEvent]) -> Launched | None:
+        """Gives the next step to the device; adds an event for each request that cannot go on."""
+        chunks = self.scheduler.schedule(self.settings.max_step_tokens, self._prefill_budget())
+        self._request_features()
+        if not chunks:
+            return None
         try:
-            outputs = self.runner.run(chunks)
+            return self.runner.launch(chunks)
+        except Exception as error:
+            events += self._fail([chunk.sequence for chunk in chunks], error)
+            return None
+
+    def _follow(self, launched: Launched) -> Launched | None:
+        """Gives the step after `launched` to the device before its tokens are known here.
+
+        Only while nobody waits for anything else. Where a token turns out to be an answer's last,
+        that answer's row of the next step was computed in vain and is dropped.
+        """
+        if not launched.can_follow or self.scheduler.has_other_work:
+            return None
+        chunks = []
+        for chunk in launched.chunks:
+            sequence, place = chunk.sequence, chunk.start + 1
+            if self._is_gone(sequence) or place + 1 >= sequence.stop_at:
+                continue
+            if not self.scheduler.reserve(sequence, place + 1):
+                return None
+            chunks.append(Chunk(sequence, place, 1))
+        return self.runner.launch(chunks, after=launched) if chunks else None
+
+    def _collect(self, launched: Launched) -> list[TokenEvent]:
+        """Waits for a step and turns what it gave into news."""
+        chunks = launched.chunks
+        try:
+            outputs = launched.wait()
         except Exception as error:
             return self._fail([chunk.sequence for chunk in chunks], error)
-        self._measure(chunks, time.perf_counter() - start)
+        self._measure(chunks, launched.seconds)
         events = []
-        for chunk, logits in zip(chunks, outputs, strict=True):
-            event = self._commit(chunk, logits)
+        for chunk, output in zip(chunks, outputs, strict=True):
+            event = None if self._is_gone(chunk.sequence) else self._commit(chunk, output)
             if event is not None:
                 events.append(event)
         return events
+
+    def _is_gone(self, sequence: Sequence) -> bool:
+        """Whether a sequence ended while a step for it was under way."""
+        return self._by_id.get(sequence.request.request_id) is not sequence
 
     def _measure(self, chunks: list[Chunk], seconds: float) -> None:
         """Learns how long a prompt token takes, by which slices are cut, and who had the time."""
@@ -326,21 +380,21 @@ class Engine:
         else:
             self._totals.decode_seconds += seconds
 
-    def _commit(self, chunk: Chunk, logits: Tensor | None) -> TokenEvent | None:
+    def _commit(self, chunk: Chunk, output: Output) -> TokenEvent | None:
         """Records what was computed and, where the chunk reached the end, draws."""
         sequence = chunk.sequence
-        if logits is None:
+        if output is None:
             self.scheduler.commit(sequence, chunk.start + chunk.num_tokens)
             return None
         known = len(sequence.token_ids)
-        logprobs, accepted = self._draw(sequence, logits)
+        logprobs, accepted = self._draw(sequence, output)
         self.scheduler.commit(sequence, known + accepted)
         if sequence.first_token_at is None:
             sequence.first_token_at = time.monotonic()
         return self._event(sequence, logprobs)
 
-    def _draw(self, sequence: Sequence, logits: Tensor) -> tuple[list[TokenLogprob], int]:
-        """Draws a token, and one more for each guess that the last one confirmed.
+    def _draw(self, sequence: Sequence, output: Tensor | int) -> tuple[list[TokenLogprob], int]:
+        """Draws a token, unless the device did, and one for each guess that the last one confirmed.
 
         Returns the log probabilities asked for, and how many guesses were right: their keys and
         values are in the cache already.
@@ -349,10 +403,13 @@ class Engine:
         logprobs: list[TokenLogprob] = []
         accepted = 0
         for row in range(len(draft) + 1):
-            token = sequence.sampler.draw(logits[row])
-            num_top = sequence.request.params.num_logprobs
-            if num_top is not None:
-                logprobs.append(token_logprob(logits[row], token, num_top, self.tokenizer))
+            if isinstance(output, int):
+                token = output
+            else:
+                token = sequence.sampler.draw(output[row])
+                num_top = sequence.request.params.num_logprobs
+                if num_top is not None:
+                    logprobs.append(token_logprob(output[row], token, num_top, self.tokenizer))
             self._append(sequence, [token])
             if self._is_at_end(sequence):
                 break
@@ -388,7 +445,7 @@ class Engine:
             sequence.draft_pause = 0
         if sequence.draft_pause and not num_guessed:
             sequence.draft_pause -= 1
-        if self.settings.drafts and not sequence.draft_pause:
+        if self._drafts and not sequence.draft_pause:
             room = sequence.stop_at - len(sequence.token_ids) - 1
             sequence.draft = propose(sequence.token_ids)[:room]
 
@@ -485,7 +542,26 @@ class _Totals:
     decoded_tokens: int = 0
 
 
-def fitting_blocks(model: Qwen3VL, settings: EngineSettings) -> int:
+def load(path: str | Path, settings: EngineSettings) -> AnyModel:
+    """A checkpoint as the settings' device computes it; raises InvalidCheckpoint."""
+    if settings.device == "cpu":
+        return load_model(path, settings.precision)
+    from visiongate.model.upload import load_on_device
+
+    dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
+    return load_on_device(path, dtype, torch.device(settings.device))
+
+
+def make_runner(model: AnyModel, pool: KVPool, max_rows: int, max_context: int) -> Runner:
+    """The runner for a model's kind."""
+    if isinstance(model, Qwen3VL):
+        return ModelRunner(model, pool)
+    from visiongate.engine.cuda_runner import CudaRunner  # imports the GPU's compiler
+
+    return CudaRunner(model, pool, max_rows=max_rows, max_context=max_context)
+
+
+def fitting_blocks(model: AnyModel, settings: EngineSettings) -> int:
     """The wanted number of cache blocks, on a GPU no more than its free memory holds."""
     wanted = settings.cache_tokens // settings.block_size
     if settings.device == "cpu":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -15,24 +17,60 @@ from visiongate.engine.sequence import Sequence
 from visiongate.engine.types import Image
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
 from visiongate.model.qwen3vl import Qwen3VL
-from visiongate.model.vision import Encoding, to_patches
+from visiongate.model.vision import Encoding, VisionTower, to_patches
+
+if TYPE_CHECKING:
+    from visiongate.model.cuda import CudaQwen3VL, CudaVisionTower
+    from visiongate.model.onnx import OnnxTower
+
+AnyModel: TypeAlias = "Qwen3VL | CudaQwen3VL"
+"""The network as the CPU computes it, or as a GPU does."""
+
+Output: TypeAlias = "Tensor | int | None"
+"""What a step gives for a chunk: logits (1 + drafts, V) to draw from, a token drawn already, or
+nothing, where the chunk ends before the next token."""
 
 
-class ModelRunner:
-    """The model, its cache of keys and values, and the device they live on."""
+@dataclass(slots=True, eq=False)
+class Launched:
+    """A step that was given to the device.
 
-    def __init__(self, model: Qwen3VL, pool: KVPool) -> None:
-        self.model = model
+    Attributes:
+        seconds: what it took, once `wait` has returned.
+        can_follow: whether the next tokens are all drawn on the device, so that the next step can
+            be launched before they are known here.
+    """
+
+    chunks: list[Chunk]
+    outputs: list[Output]
+    seconds: float = 0.0
+    can_follow: bool = False
+
+    def wait(self) -> list[Output]:
+        """One output for each chunk, as soon as they are there."""
+        return self.outputs
+
+
+class Runner:
+    """A cache of keys and values, the device it lives on, and steps on that device."""
+
+    is_beside = False
+    """Whether the device computes beside the host: a launched step is then under way."""
+
+    def __init__(self, pool: KVPool) -> None:
         self.pool = pool
         self.device = pool.keys.device
 
-    @torch.inference_mode()
-    def run(self, chunks: Seq[Chunk]) -> list[Tensor | None]:
-        """Computes the chunks; for each that draws, logits (1 + drafts, V), else None."""
-        batch, counts = self._pack(chunks)
-        logits = self.model(batch, self.pool)
-        parts = iter(logits.split([count for count in counts if count]))
-        return [next(parts) if count else None for count in counts]
+    def warm_up(self) -> None:
+        """Prepares what the first step would otherwise wait for."""
+
+    def launch(self, chunks: Seq[Chunk], after: Launched | None = None) -> Launched:
+        """Gives a step to the device.
+
+        With `after`, a chunk may stand for the token that the step `after` is about to draw; only
+        a device that computes beside the host takes that.
+        """
+        raise NotImplementedError
 
     def _pack(self, chunks: Seq[Chunk]) -> tuple[ForwardBatch, list[int]]:
         """The packed batch, and how many rows of logits each chunk gets."""
@@ -71,8 +109,8 @@ class ModelRunner:
             positions=self._tensor(np.concatenate(positions, axis=1).astype(np.int64)),
             slot_mapping=self._tensor(np.concatenate(slots)),
             block_tables=self._tensor(tables),
-            cu_seqlens_q=self._tensor(np.asarray(starts, dtype=np.int32)),
-            context_lens=self._tensor(np.asarray(lengths, dtype=np.int32)),
+            cu_seqlens_q=self._lengths(np.asarray(starts, dtype=np.int32)),
+            context_lens=self._lengths(np.asarray(lengths, dtype=np.int32)),
             logits_rows=self._tensor(np.asarray(logits_rows, dtype=np.int64)),
             visual_rows=torch.cat(visual_rows).to(self.device) if features else None,
             features=VisionFeatures.concatenate(features) if features else None,
@@ -81,6 +119,28 @@ class ModelRunner:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
+
+    def _lengths(self, array: np.ndarray) -> Tensor:
+        return self._tensor(array)
+
+
+class ModelRunner(Runner):
+    """Steps on the CPU: one packed pass through the model."""
+
+    def __init__(self, model: Qwen3VL, pool: KVPool) -> None:
+        super().__init__(pool)
+        self.model = model
+
+    @torch.inference_mode()
+    def launch(self, chunks: Seq[Chunk], after: Launched | None = None) -> Launched:
+        """Computes the chunks; the step is over when this returns."""
+        assert after is None
+        start = time.perf_counter()
+        batch, counts = self._pack(chunks)
+        logits = self.model(batch, self.pool)
+        parts = iter(logits.split([count for count in counts if count]))
+        outputs: list[Output] = [next(parts) if count else None for count in counts]
+        return Launched(list(chunks), outputs, time.perf_counter() - start)
 
 
 def _positions(sequence: Sequence, start: int, stop: int) -> np.ndarray:
@@ -110,16 +170,53 @@ class EncodeJob:
         return min((sequence for sequence, _ in self.waiting), key=lambda other: other.turn)
 
 
+class Stopwatch:
+    """Times work on a device without waiting for it: laps come out when they are known."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._started: float | torch.cuda.Event = 0.0
+        self._under_way: deque[tuple[torch.cuda.Event, torch.cuda.Event, int]] = deque()
+        self._laps: list[tuple[float, int]] = []
+
+    def start(self) -> None:
+        """Begins a lap."""
+        self._started = self._event() if self._is_cuda else time.perf_counter()
+
+    def stop(self, num_units: int) -> None:
+        """Ends the lap, in which `num_units` of work were done."""
+        if isinstance(self._started, float):
+            self._laps.append((time.perf_counter() - self._started, num_units))
+        else:
+            self._under_way.append((self._started, self._event(), num_units))
+
+    def laps(self) -> list[tuple[float, int]]:
+        """Seconds and units of the laps that have become known since the last call."""
+        while self._under_way and self._under_way[0][1].query():
+            start, end, num_units = self._under_way.popleft()
+            self._laps.append((start.elapsed_time(end) / 1e3, num_units))
+        laps, self._laps = self._laps, []
+        return laps
+
+    @staticmethod
+    def _event() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
 class ImageEncoder:
     """Encodes pictures in slices of a wanted length, by turns; equal pictures only once."""
 
-    def __init__(self, model: Qwen3VL, device: torch.device) -> None:
+    def __init__(self, model: AnyModel, device: torch.device) -> None:
         self.model = model
+        self.tower: VisionTower | CudaVisionTower | OnnxTower = model.visual
         self.device = device
         self.jobs: dict[tuple[bytes, bytes], EncodeJob] = {}
         self.patches_encoded = 0
         self.seconds = 0.0
         self._seconds_per_patch_stage = 0.0
+        self._clock = Stopwatch(device)
 
     def want(self, key: tuple[bytes, bytes], sequence: Sequence, index: int) -> None:
         """Asks for the features of a sequence's picture."""
@@ -142,11 +239,13 @@ class ImageEncoder:
     @torch.inference_mode()
     def advance(self, job: EncodeJob, seconds: float) -> VisionFeatures | None:
         """Works on a picture for about `seconds`; gives its features when it is done."""
-        start = time.perf_counter()
-        tower = self.model.visual
+        for spent, num_units in self._clock.laps():
+            self._learn(spent / num_units)
+        self._clock.start()
+        tower = self.tower
         if job.encoding is None:
             config = self.model.config.vision
-            pixels = torch.from_numpy(np.array(job.image.pixels)).to(self.device)
+            pixels = self._upload(job.image.pixels)
             grid = job.image.grid_thw[1:]
             job.encoding = tower.begin(to_patches(pixels, config), [grid])
         num_patches = job.image.grid_thw[1] * job.image.grid_thw[2]
@@ -158,11 +257,20 @@ class ImageEncoder:
             features = tower.finish(job.encoding)[0]
             self.patches_encoded += num_patches
             del self.jobs[job.key]
-        spent = time.perf_counter() - start
-        self._learn(spent / (num_patches * done))
-        job.seconds += spent
-        self.seconds += spent
+        self._clock.stop(num_patches * done)
+        for spent, num_units in self._clock.laps():
+            self._learn(spent / num_units)
+        seconds = self._seconds_per_patch_stage * num_patches * done
+        job.seconds += seconds
+        self.seconds += seconds
         return features
+
+    def _upload(self, pixels: np.ndarray) -> Tensor:
+        """The picture's bytes on the device; on a GPU their way there overlaps with its work."""
+        tensor = torch.from_numpy(np.array(pixels))
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _stages_for(self, seconds: float, num_patches: int) -> int:
         per_stage = self._seconds_per_patch_stage * num_patches

@@ -42,6 +42,16 @@ class Sampler:
         return p.temperature == 0 and self.matcher is None and not self._has_penalties
 
     @property
+    def needs_host(self) -> bool:
+        """Whether the draw needs more than logits and a random number: it is made here then."""
+        has_logprobs = self.params.num_logprobs is not None
+        return self.matcher is not None or self._has_penalties or has_logprobs
+
+    def uniform(self) -> float:
+        """The next of the answer's random numbers, in [0, 1)."""
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+
+    @property
     def _has_penalties(self) -> bool:
         p = self.params
         return bool(p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty)
@@ -52,7 +62,7 @@ class Sampler:
             return int(logits.argmax())
         logits = logits.clone()
         if self.matcher is not None:
-            allowed = torch.from_numpy(self.matcher.allowed())
+            allowed = torch.from_numpy(self.matcher.allowed()).to(logits.device)
             logits[: len(allowed)].masked_fill_(~allowed, -torch.inf)
             logits[len(allowed) :] = -torch.inf
         if self._has_penalties:
@@ -67,15 +77,17 @@ class Sampler:
 
     def _penalise(self, logits: Tensor) -> None:
         p = self.params
-        answer = torch.tensor(list(self._counts), dtype=torch.long)
+        answer = torch.tensor(list(self._counts), dtype=torch.long, device=logits.device)
         if p.repetition_penalty != 1:
-            seen = torch.unique(torch.cat((self._prompt, answer)))
+            seen = torch.unique(torch.cat((self._prompt.to(logits.device), answer)))
             values = logits[seen]
             logits[seen] = torch.where(
                 values > 0, values / p.repetition_penalty, values * p.repetition_penalty
             )
         if len(answer):
-            counts = torch.tensor(list(self._counts.values()), dtype=logits.dtype)
+            counts = torch.tensor(
+                list(self._counts.values()), dtype=logits.dtype, device=logits.device
+            )
             logits[answer] -= p.presence_penalty + p.frequency_penalty * counts
 
     def _draw_random(self, logits: Tensor) -> int:
@@ -93,7 +105,7 @@ class Sampler:
             keep &= weights >= p.min_p * weights[0]
         keep[0] = True
         cumulative = (weights * keep).cumsum(-1)
-        target = torch.rand((), generator=self._generator, dtype=torch.float64) * cumulative[-1]
+        target = self.uniform() * cumulative[-1].double()
         return int(order[int(torch.searchsorted(cumulative.double(), target, right=True))])
 
 

@@ -39,10 +39,13 @@ class Scheduler:
     After each call the held blocks are exactly those in the block tables of running sequences.
     """
 
-    def __init__(self, pool: BlockPool, *, max_num_seqs: int, max_prefills: int) -> None:
+    def __init__(
+        self, pool: BlockPool, *, max_num_seqs: int, max_prefills: int, chunk_tokens: int = 0
+    ) -> None:
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_prefills = max_prefills
+        self.chunk_tokens = chunk_tokens
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.shares = Shares()
@@ -52,6 +55,13 @@ class Scheduler:
     def num_streaming(self) -> int:
         """Running sequences that are past their prompt."""
         return sum(1 for sequence in self.running if not sequence.is_prefilling)
+
+    @property
+    def has_other_work(self) -> bool:
+        """Whether there is more to do than the next token of every answer."""
+        if self.waiting and len(self.running) < self.max_num_seqs:
+            return True
+        return any(sequence.is_prefilling or sequence.needed_images() for sequence in self.running)
 
     def add(self, sequence: Sequence) -> None:
         """Puts a sequence behind those of its priority."""
@@ -128,7 +138,7 @@ class Scheduler:
             if sequence.is_prefilling or sequence not in self.running or sequence.needed_images():
                 continue
             pending = len(sequence.token_ids) - sequence.num_computed_tokens
-            if pending + len(sequence.draft) > budget or not self._reserve(sequence, drafts=True):
+            if pending + len(sequence.draft) > budget or not self.reserve(sequence, drafts=True):
                 sequence.draft = []
             if pending > budget or not self._reserve_or_preempt(sequence):
                 continue
@@ -145,16 +155,28 @@ class Scheduler:
                 break
             if not (sequence.is_prefilling or sequence.needed_images()):
                 continue
-            count = min(budget, sequence.num_ready_tokens - sequence.num_computed_tokens)
+            count = self._chunk_size(sequence, budget)
+            if chunks and count > budget:
+                break
             if count > SHORT_PROMPT and self.is_held(sequence, (*others, *chunks)):
                 continue
-            if count > 0 and self._reserve(sequence, sequence.num_computed_tokens + count):
+            if count > 0 and self.reserve(sequence, sequence.num_computed_tokens + count):
                 sequence.draft = []
                 chunks.append(Chunk(sequence, sequence.num_computed_tokens, count))
                 budget -= count
         return chunks
 
-    def _reserve(
+    def _chunk_size(self, sequence: Sequence, budget: int) -> int:
+        """How many tokens of a prompt to compute now; 0 while it waits for a picture."""
+        if not self.chunk_tokens:
+            return min(budget, sequence.num_ready_tokens - sequence.num_computed_tokens)
+        if sequence.needed_images():
+            return 0
+        left = len(sequence.token_ids) - sequence.num_computed_tokens
+        num_chunks = -(-left // self.chunk_tokens)
+        return min(left, -(-left // num_chunks // 64) * 64)  # even parts, in the graphs' sizes
+
+    def reserve(
         self, sequence: Sequence, num_tokens: int | None = None, *, drafts: bool = False
     ) -> bool:
         """Gives blocks for the first `num_tokens` tokens (default: all); False if short."""
@@ -171,7 +193,7 @@ class Scheduler:
 
     def _reserve_or_preempt(self, sequence: Sequence) -> bool:
         """`_reserve`, taking blocks from the youngest; False when that is the sequence itself."""
-        while not self._reserve(sequence):
+        while not self.reserve(sequence):
             victim = self.running[-1]
             self._preempt(victim)
             if victim is sequence:

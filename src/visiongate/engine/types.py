@@ -244,7 +244,10 @@ class EngineSettings:
         cache_tokens: tokens whose keys and values fit; also bounds the context.
         feature_cache_bytes: pictures' features that are kept.
         slice_seconds: how long a step may work for others while streams run.
+        use_onnx_runtime: encode pictures in ONNX Runtime instead of our kernels (CPU).
         drafts: guess repeated text ahead (prompt lookup) and verify the guesses in one step.
+        chunk_tokens: the most tokens of a prompt's chunk, where the prompt alone is to decide how
+            it is cut (GPUs: other cuts give other bits); 0 cuts by what a step has room for.
     """
 
     precision: Precision = "float32"
@@ -258,6 +261,8 @@ class EngineSettings:
     feature_cache_bytes: int = 256 * 1024 * 1024
     slice_seconds: float = 0.3
     drafts: bool = True
+    use_onnx_runtime: bool = False
+    chunk_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,245 @@
+"""The GPU edition on random weights of the 4B shape: parts, decode steps, first tokens, memory.
+
+    python -m benchmarks.gpu [--out FILE] [section ...]
+
+Needs an NVIDIA GPU. Sections: limits, oracle, decode, engine, peers. The bandwidth limit of a
+decode step is the bytes it must read (text weights with the tied head, keys and values) over the
+bandwidth of a read-only stream, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from benchmarks.gpu_shape import config_4b, random_model
+from visiongate.engine.cuda_runner import PROMPT_BUCKETS, CudaRunner
+from visiongate.model.cuda import CudaQwen3VL, PromptState
+from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
+from visiongate.model.vision import to_patches
+
+BLOCK = 64
+CONTEXT = 1056
+Results = dict[str, Any]
+
+
+def milliseconds(work: Callable[[], object], repeat: int = 5, warm: int = 2) -> float:
+    """Median device time of some work."""
+    for _ in range(warm):
+        work()
+    times = []
+    for _ in range(repeat):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return float(statistics.median(times))
+
+
+def limits(results: Results) -> None:
+    """Bandwidth of a read-only stream and a copy, and the rate of large products."""
+    big = torch.randn(1 << 30, device="cuda").view(16384, 65536).bfloat16()
+    results["copy_tb_s"] = 2 * big.nbytes / milliseconds(lambda: big.clone()) / 1e9
+    sums = torch.empty(big.numel() // (8 * 4096), device="cuda")
+    words = big.view(-1)
+    read = functools.partial(_read_sum[(len(sums),)], words, sums, 4096, 8)
+    results["read_tb_s"] = big.nbytes / milliseconds(read) / 1e9
+    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+    results["bf16_tflop_s"] = 2 * 8192**3 / milliseconds(lambda: a @ b) / 1e9
+
+
+@triton.jit
+def _read_sum(source, sums, WIDTH: tl.constexpr, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sums COUNT rows of WIDTH numbers: reads much, writes little."""
+    place = tl.program_id(0).to(tl.int64)
+    total = tl.zeros([WIDTH], tl.float32)
+    for i in tl.static_range(COUNT):
+        at = (place * COUNT + i) * WIDTH + tl.arange(0, WIDTH)
+        total += tl.load(source + at).to(tl.float32)
+    tl.store(sums + place, tl.sum(total, 0))
+
+
+def make_pool(model: CudaQwen3VL, tokens: int) -> KVPool:
+    """A cache of random keys and values."""
+    text = model.config.text
+    pool = KVPool.allocate(
+        num_layers=text.num_hidden_layers,
+        num_blocks=tokens // BLOCK + 1,
+        block_size=BLOCK,
+        num_heads=text.num_key_value_heads,
+        head_dim=text.head_dim,
+        dtype=torch.bfloat16,
+        device="cuda",
+    )
+    pool.keys.normal_()
+    pool.values.normal_()
+    return pool
+
+
+def step_bytes(model: CudaQwen3VL, contexts: list[int]) -> int:
+    """Bytes that one decode step must read."""
+    decoder, text = model.decoder, model.config.text
+    layers = sum(
+        tensor.nbytes
+        for layer in decoder.layers
+        for tensor in (layer.qkv, layer.o, layer.gate_up, layer.down)
+    )
+    per_token = 4 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    return layers + decoder.head.nbytes + per_token * sum(contexts)
+
+
+def decode(results: Results, model: CudaQwen3VL) -> None:
+    """Graph replays alone, ragged contexts around 1120: what the engine's steps can reach."""
+    pool = make_pool(model, 64 * 1280)
+    runner = CudaRunner(model, pool, max_rows=64, max_context=4096)
+    begin = time.perf_counter()
+    runner.warm_up()
+    torch.cuda.synchronize()
+    results["graphs_seconds"] = time.perf_counter() - begin
+    for rows in (1, 2, 4, 8, 16, 32, 64):
+        state = runner._state(rows)
+        contexts = [CONTEXT + 64 + (37 * row) % 129 - 64 for row in range(rows)]
+        parts = [-(-context // 128) for context in contexts]
+        columns = [
+            [5 + row for row in range(rows)],
+            [-1] * rows,
+            [context - 1 for context in contexts],
+            [context - 900 for context in contexts],
+            [sum(parts[:row]) for row in range(rows)],
+        ]
+        state.inputs.copy_(torch.tensor(columns, dtype=torch.int32))
+        tables = torch.arange(rows * 20, dtype=torch.int32).view(rows, 20)
+        state.tables[:, :20].copy_(tables)
+        graph = runner._graphs[rows]
+        spent = milliseconds(lambda graph=graph: [graph.replay() for _ in range(20)]) / 20  # type: ignore[misc]
+        limit = step_bytes(model, contexts) / results["read_tb_s"] / 1e9
+        results[f"decode_{rows}"] = {"ms": spent, "limit_ms": limit, "share": limit / spent}
+
+
+def parts(results: Results, model: CudaQwen3VL) -> None:
+    """Vision, prefill and their host time, one 1024 x 1024 picture and 32 text tokens."""
+    pool = make_pool(model, 4096)
+    pixels = torch.randint(0, 255, (1024, 1024, 3), dtype=torch.uint8, device="cuda")
+
+    def vision() -> VisionFeatures:
+        encoding = model.visual.begin(to_patches(pixels, model.config.vision), [(64, 64)])
+        model.visual.advance(encoding, 1000)
+        return model.visual.finish(encoding)[0]
+
+    results["vision_ms"] = milliseconds(vision)
+    results["vision_host_ms"] = host_milliseconds(vision)
+    features = vision()
+    runner = CudaRunner(model, pool, max_rows=1, max_context=4096)
+    for start, count in ((0, 576), (576, 480), (0, 32), (0, 128), (0, 256), (3000, 640)):
+        chunk = prompt_chunk(features, start, count)
+        state = runner._prompt_state(next(size for size in PROMPT_BUCKETS if size >= count))
+        graph = runner._prompt_graphs[len(state.residual)]
+
+        def prefill(state: PromptState = state, chunk: ForwardBatch = chunk) -> None:
+            model.decoder.fill(state, chunk, int(chunk.context_lens[0]) - len(chunk.token_ids), 0)
+            runner._prompt_graphs[len(state.residual)].replay()
+            model.decoder.logits(state, len(chunk.token_ids) - 1)
+
+        results[f"prefill_{start}_{count}"] = {
+            "ms": milliseconds(prefill),
+            "graph_ms": milliseconds(graph.replay),
+            "host_ms": host_milliseconds(prefill),
+        }
+    if "profile" in results["sections"]:
+        profile("vision", vision)
+        profile("prefill", functools.partial(model.decoder.compute, state, pool))
+        state1 = runner._state(1)
+        state1.inputs[2:4] = CONTEXT
+        profile("decode 1", functools.partial(model.decoder.decode, state1, pool))
+
+
+def prompt_chunk(features: VisionFeatures, start: int, count: int) -> ForwardBatch:
+    """Tokens of a prompt whose picture stands at [4, 1028)."""
+    end = start + count
+    low, high = max(4, start), min(end, 1028)
+    has_picture = low < high
+    places = torch.arange(start, end, device="cuda")
+    return ForwardBatch(
+        token_ids=torch.randint(0, 1000, (count,), device="cuda"),
+        positions=places.expand(3, count),
+        slot_mapping=places,
+        block_tables=torch.arange(64, dtype=torch.int32, device="cuda")[None],
+        cu_seqlens_q=torch.tensor([0, count], dtype=torch.int32),
+        context_lens=torch.tensor([end], dtype=torch.int32),
+        logits_rows=torch.tensor([count - 1], device="cuda"),
+        visual_rows=torch.arange(low - start, high - start, device="cuda") if has_picture else None,
+        features=features.rows(low - 4, high - 4) if has_picture else None,
+    )
+
+
+def profile(name: str, work: Callable[[], object]) -> None:
+    """Prints the kernels that take longest."""
+    work()
+    torch.cuda.synchronize()
+    kinds = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as found:
+        work()
+        torch.cuda.synchronize()
+    print(f"== {name}")
+    for row in sorted(found.key_averages(), key=lambda r: -r.self_device_time_total)[:14]:
+        print(f"{row.self_device_time_total:9.0f} us {row.count:5}  {row.key[:90]}")
+
+
+def host_milliseconds(work: Callable[[], object]) -> float:
+    """Median time that the host needs to give some work to the device."""
+    times = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - begin) * 1e3)
+    torch.cuda.synchronize()
+    return statistics.median(times)
+
+
+def show(results: Results) -> None:
+    """Prints every figure, a line each."""
+    for name, value in results.items():
+        if isinstance(value, dict):
+            value = "  ".join(f"{k} {v:.3f}" for k, v in value.items())
+        elif isinstance(value, float):
+            value = f"{value:.3f}"
+        print(f"{name:28} {value}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("sections", nargs="*", default=["limits", "decode", "parts"])
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    results: Results = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "sections": options.sections,
+    }
+    limits(results)
+    model = random_model(config_4b(), torch.bfloat16)
+    sections = {"decode": decode, "parts": parts}
+    for name in options.sections:
+        if name in sections:
+            sections[name](results, model)
+    show(results)
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

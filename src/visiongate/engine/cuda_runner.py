@@ -1,0 +1,373 @@
+"""Runs steps on a GPU: a graph for the answers, large products for the prompts, draws on the card.
+
+    launch(N) ------------> GPU: graph N | prompt | picture slice
+    launch(N + 1, after=N)  the answers' next step, given before N's tokens are known to the host
+    N.wait() -> tokens      events, text and bookkeeping of N, while N + 1 runs
+
+A prompt is computed by itself, in chunks that only its own length decides, and a decode row's
+result does not depend on the other rows: a request's tokens are the same alone and in company.
+
+Dimensions: B rows of a graph, R rows that draw at random, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visiongate.engine.runner import Launched, Output, Runner
+from visiongate.engine.sampler import Sampler
+from visiongate.engine.scheduler import Chunk
+from visiongate.engine.sequence import Sequence
+from visiongate.kernels.cuda import ops
+from visiongate.model.cuda import CudaQwen3VL, DecodeState, PromptState
+from visiongate.model.inputs import KVPool
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64)
+"""Rows that a graph is captured for; a step uses the smallest that holds its rows."""
+
+PROMPT_BUCKETS = (32, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640)
+"""Tokens of a prompt's chunk that a graph is captured for."""
+
+MAX_ROWS = 64
+"""Rows of one graph; a step with more takes several."""
+
+MAX_TOP_K = 1024
+"""Up to here the candidates are selected, beyond it all logits are sorted."""
+
+_IN_FLIGHT = 4
+"""Sets of host buffers: one more than launches whose copies can be under way."""
+
+
+@dataclass(slots=True, eq=False)
+class LaunchedOnDevice(Launched):
+    """A step under way on the device.
+
+    Attributes:
+        rows: for each sequence of the graph its row; what a step launched `after` this one reads.
+        places: for each chunk whose token is drawn on the device its place among those tokens.
+    """
+
+    rows: dict[Sequence, int] = field(default_factory=dict)
+    places: dict[int, int] = field(default_factory=dict)
+    _tokens: Tensor | None = None
+    _started: torch.cuda.Event | None = None
+    _done: torch.cuda.Event | None = None
+
+    def wait(self) -> list[Output]:
+        """Waits for the device; then each chunk's token, logits (1, V), or None."""
+        if self._done is not None:
+            assert self._started is not None
+            self._done.synchronize()
+            self.seconds = self._started.elapsed_time(self._done) / 1e3
+            self._done = None
+        if self._tokens is not None:
+            drawn = self._tokens.tolist()
+            for index, place in self.places.items():
+                self.outputs[index] = drawn[place]
+            self._tokens = None
+        return self.outputs
+
+
+class CudaRunner(Runner):
+    """The model on one GPU, its cache, and a graph for each number of rows.
+
+    The pool's last block is nobody's: rows that fill a graph up write there.
+    """
+
+    is_beside = True
+
+    def __init__(
+        self, model: CudaQwen3VL, pool: KVPool, *, max_rows: int, max_context: int
+    ) -> None:
+        super().__init__(pool)
+        self.model = model
+        self.max_context = max_context
+        self.scratch_block = pool.keys.shape[1] // pool.block_size - 1
+        largest = min(max_rows, MAX_ROWS)
+        self.buckets = [*(size for size in BUCKETS if size < largest), largest]
+        self.is_cuda = self.device.type == "cuda"
+        self._num_blocks = -(-max_context // pool.block_size)
+        self._drawn = torch.zeros(max_rows, dtype=torch.int32, device=self.device)
+        num_parts = 2 * ops.num_parts(pool.keys.shape[1]) + 8 * max_rows
+        self._space = model.decoder.attention_space(max_rows, num_parts)
+        self._states: dict[int, DecodeState] = {}
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._prompt_states: dict[int, PromptState] = {}
+        self._prompt_graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graph_memory: Any = None
+        self._last_tables: dict[int, np.ndarray] = {}
+        self._stages = itertools.cycle(
+            [self._host(max_rows * (5 + self._num_blocks), torch.int32) for _ in range(_IN_FLIGHT)]
+        )
+        self._token_buffers = itertools.cycle(
+            [self._host(2 * max_rows, torch.int32) for _ in range(_IN_FLIGHT)]
+        )
+        model.decoder.prepare(max_context)
+
+    def warm_up(self) -> None:
+        """Captures every graph, the largest first: the others fit into its memory."""
+        if not self.is_cuda:
+            return
+        for size in reversed(PROMPT_BUCKETS):
+            self._prompt_state(size)
+        for size in reversed(self.buckets):
+            self._state(size)
+
+    @torch.inference_mode()
+    def launch(self, chunks: Seq[Chunk], after: Launched | None = None) -> LaunchedOnDevice:
+        """Gives a step to the device and returns at once.
+
+        With `after`, a chunk may stand for the token that `after` is about to draw.
+        """
+        launched = LaunchedOnDevice(list(chunks), [None] * len(chunks))
+        if self.is_cuda:
+            launched._started = torch.cuda.Event(enable_timing=True)
+            launched._started.record()
+        decoding = [index for index, chunk in enumerate(chunks) if _is_decode(chunk)]
+        prompts = [index for index, chunk in enumerate(chunks) if not _is_decode(chunk)]
+        tokens: list[Tensor] = []
+        assert after is None or isinstance(after, LaunchedOnDevice)
+        for group in self._groups(chunks, decoding):
+            at = sum(map(len, tokens))
+            tokens.append(self._decode(launched, group, after.rows if after else {}, at).clone())
+        for index in prompts:
+            token = self._prompt(launched, index, at=sum(map(len, tokens)))
+            if token is not None:
+                tokens.append(token)
+        self._fetch(launched, tokens)
+        launched.can_follow = len(tokens) == 1 and len(launched.places) == len(decoding) == len(
+            chunks
+        )
+        return launched
+
+    # ---- answers
+
+    def _groups(self, chunks: Seq[Chunk], decoding: list[int]) -> list[list[int]]:
+        """The chunks to decode, in groups whose attention fits the work space: mostly one."""
+        groups: list[list[int]] = []
+        room = 0
+        for index in decoding:
+            need = ops.num_parts(chunks[index].start + 1)
+            if need > room or len(groups[-1]) == MAX_ROWS:
+                groups.append([])
+                room = self._space.num_parts
+            groups[-1].append(index)
+            room -= need
+        return groups
+
+    def _decode(
+        self, launched: LaunchedOnDevice, decoding: list[int], sources: dict[Sequence, int], at: int
+    ) -> Tensor:
+        """Steps the given chunks; their tokens, int32 (rows,), are `at` on in the step's buffer."""
+        chunks = [launched.chunks[index] for index in decoding]
+        size = next(bucket for bucket in self.buckets if bucket >= len(chunks))
+        state = self._state(size)
+        self._fill(state, size, chunks, sources)
+        if self.is_cuda:
+            self._graphs[size].replay()
+        else:
+            self.model.decoder.decode(state, self.pool)
+        random: list[int] = []
+        for row, index in enumerate(decoding):
+            sequence = launched.chunks[index].sequence
+            launched.rows[sequence] = row
+            if sequence.sampler.needs_host:
+                launched.outputs[index] = state.logits[row : row + 1].clone()
+                continue
+            launched.places[index] = at + row
+            if not sequence.sampler.is_plain:
+                random.append(row)
+        if random:
+            samplers = [chunks[row].sequence.sampler for row in random]
+            where = self._tensor(np.asarray(random, dtype=np.int64))
+            drawn = self._draw(state.logits[where], samplers)
+            state.drawn.index_copy_(0, where, drawn)
+        return state.drawn[: len(chunks)]
+
+    def _fill(
+        self, state: DecodeState, size: int, chunks: list[Chunk], sources: dict[Sequence, int]
+    ) -> None:
+        """Puts tokens, places and tables of the rows where the graph reads them."""
+        stage = next(self._stages)
+        host = stage.numpy()
+        inputs = host[: 5 * size].reshape(5, size)
+        inputs[:] = 0
+        inputs[1] = -1
+        width = max(len(chunk.sequence.block_table) for chunk in chunks)
+        tables = host[5 * size : (5 + width) * size].reshape(size, width)
+        tables[:] = self.scratch_block
+        part = 0
+        for row, chunk in enumerate(chunks):
+            sequence, place = chunk.sequence, chunk.start
+            inputs[4, row] = part
+            part += ops.num_parts(place + 1)
+            if place < len(sequence.token_ids):
+                inputs[0, row] = sequence.token_ids[place]
+            else:
+                inputs[1, row] = sources[sequence]
+            inputs[2, row] = place
+            inputs[3, row] = _rope_place(sequence, place)
+            tables[row, : len(sequence.block_table)] = sequence.block_table
+        state.inputs.copy_(stage[: 5 * size].view(5, size), non_blocking=True)
+        last = self._last_tables.get(size)
+        if last is None or not np.array_equal(last, tables):
+            self._last_tables[size] = tables.copy()
+            staged = stage[5 * size : (5 + width) * size].to(self.device, non_blocking=True)
+            state.tables[:, :width].copy_(staged.view(size, width))
+
+    def _state(self, size: int) -> DecodeState:
+        """The tensors for `size` rows, and on a GPU their graph, made on first use."""
+        if size not in self._states:
+            decoder = self.model.decoder
+            state = decoder.decode_state(size, self._num_blocks, self._drawn, self._space)
+            state.tables.fill_(self.scratch_block)
+            state.inputs[1].fill_(-1)
+            self._states[size] = state
+            if self.is_cuda:
+                self._graphs[size] = self._capture(
+                    functools.partial(decoder.decode, state, self.pool)
+                )
+        return self._states[size]
+
+    @torch.inference_mode()
+    def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):  # compiles kernels, makes handles
+            work()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        if self._graph_memory is None:
+            self._graph_memory = torch.cuda.graph_pool_handle()
+        # other threads ask for free memory meanwhile
+        with torch.cuda.graph(graph, pool=self._graph_memory, capture_error_mode="thread_local"):
+            work()
+        return graph
+
+    # ---- prompts
+
+    def _prompt(self, launched: LaunchedOnDevice, index: int, at: int) -> Tensor | None:
+        """Computes one chunk of a prompt; its token (1,) if it is drawn on the device."""
+        chunk = launched.chunks[index]
+        decoder, longest = self.model.decoder, PROMPT_BUCKETS[-1]
+        for start in range(chunk.start, chunk.start + chunk.num_tokens, longest):
+            T = min(longest, chunk.start + chunk.num_tokens - start)
+            batch, (count,) = self._pack([Chunk(chunk.sequence, start, T)])
+            size = next(rows for rows in PROMPT_BUCKETS if rows >= T)
+            state = self._prompt_state(size)
+            decoder.fill(state, batch, start, self.scratch_block * self.pool.block_size)
+            if self.is_cuda:
+                self._prompt_graphs[size].replay()
+            else:
+                decoder.compute(state, self.pool)
+        if not count:
+            return None
+        logits = decoder.logits(state, T - 1)
+        sampler = chunk.sequence.sampler
+        if sampler.needs_host:
+            launched.outputs[index] = logits
+            return None
+        launched.places[index] = at
+        if sampler.is_plain:
+            return logits.argmax(-1).int()
+        return self._draw(logits, [sampler])
+
+    def _prompt_state(self, size: int) -> PromptState:
+        """The tensors for chunks of up to `size` tokens and their graph, made on first use."""
+        if size not in self._prompt_states:
+            decoder = self.model.decoder
+            num_taps = len(self.model.config.vision.deepstack_visual_indexes)
+            state = decoder.prompt_state(size, self._num_blocks, num_taps)
+            state.slots.fill_(self.scratch_block * self.pool.block_size)
+            state.table.fill_(self.scratch_block)
+            state.span[1] = size
+            self._prompt_states[size] = state
+            if self.is_cuda:
+                self._prompt_graphs[size] = self._capture(
+                    functools.partial(decoder.compute, state, self.pool)
+                )
+        return self._prompt_states[size]
+
+    # ---- draws
+
+    def _draw(self, logits: Tensor, samplers: Seq[Sampler]) -> Tensor:
+        """One token for each row of float32 logits (R, V), as `Sampler.draw` would: int32 (R,)."""
+        params = [sampler.params for sampler in samplers]
+        columns = [
+            [p.temperature for p in params],
+            [float(p.top_k or logits.shape[1]) for p in params],
+            [p.top_p for p in params],
+            [p.min_p for p in params],
+        ]
+        table = self._tensor(np.asarray(columns, dtype=np.float32))
+        temperature, top_k, top_p, min_p = table[..., None]
+        uniforms = self._tensor(np.asarray([sampler.uniform() for sampler in samplers]))
+        largest = max(p.top_k if p.top_k else logits.shape[1] for p in params)
+        logits = logits / temperature
+        if largest <= MAX_TOP_K:
+            logits, order = logits.topk(largest)
+        else:
+            logits, order = logits.sort(descending=True, stable=True)
+        rank = torch.arange(logits.shape[1], device=logits.device)
+        weights = logits.masked_fill(rank >= top_k, -torch.inf).softmax(-1)
+        keep = weights > 0
+        keep &= (weights.cumsum(-1) - weights < top_p) | (top_p >= 1)
+        keep &= weights >= min_p * weights[:, :1]
+        keep[:, 0] = True
+        cumulative = (weights * keep).cumsum(-1).double()
+        target = uniforms[:, None] * cumulative[:, -1:]
+        where = torch.searchsorted(cumulative, target, right=True).clamp_(max=logits.shape[1] - 1)
+        return order.gather(1, where)[:, 0].int()
+
+    # ---- the way back
+
+    def _fetch(self, launched: LaunchedOnDevice, tokens: list[Tensor]) -> None:
+        """Starts the copy of the step's tokens to the host."""
+        if tokens:
+            buffer = next(self._token_buffers)
+            drawn = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+            launched._tokens = buffer[: len(drawn)]
+            launched._tokens.copy_(drawn, non_blocking=True)
+        if self.is_cuda:
+            launched._done = torch.cuda.Event(enable_timing=True)
+            launched._done.record()
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self.is_cuda:
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
+
+    def _lengths(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array)  # read on the host
+
+    def _host(self, size: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(size, dtype=dtype, pin_memory=self.is_cuda)
+
+
+def _is_decode(chunk: Chunk) -> bool:
+    """Whether a chunk is one text token that draws: what a graph can compute."""
+    if chunk.num_tokens != 1 or not chunk.draws:
+        return False
+    sequence, place = chunk.sequence, chunk.start
+    if place >= sequence.num_prompt_tokens:
+        return True
+    time, height, width = sequence.request.prompt.positions[:, place]
+    in_picture = any(span.start <= place < span.end for span in sequence.spans)
+    return bool(time == height == width) and not in_picture
+
+
+def _rope_place(sequence: Sequence, place: int) -> int:
+    prompt = sequence.request.prompt
+    if place < sequence.num_prompt_tokens:
+        return int(prompt.positions[0, place])
+    return place + prompt.rope_delta

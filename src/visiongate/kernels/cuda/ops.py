@@ -1,0 +1,602 @@
+"""The small kernels of a GPU step, in Triton: what stands between the matrix products.
+
+    embed_rows            token ids -> residual stream, float32
+    add_norm              residual += product; RMS norm of it
+    qk_norm_rope_store    prompt: norm and turn queries and keys, put keys and values in the cache
+    prompt_attention      prompt: attention of a chunk over the paged cache
+    decode_attention      one new token a row: norm, turn, store, and attention over the paged cache
+    silu_mul, rotate_vision, argmax_rows
+
+Dimensions: T or B rows, C channels, I inner channels, H heads, D head size, S cache slots.
+Matrices are row-major. Kernels launched with `pdl` start while the kernel before them ends
+(programmatic dependent launch, compute capability 9.0) and read what it wrote only after
+`gdc_wait`; what they read before was complete when the graph was launched.
+
+A row's result has the same bits in any batch: sums run in an order that only the row's own length
+decides. Source of the split softmax: Dao et al., "Flash-Decoding for long-context inference", 2023.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+PART = tl.constexpr(128)
+"""Positions of the cache whose softmax is summed as one; parts are merged in order."""
+
+MERGED = tl.constexpr(64)
+"""Parts that the merge reads at once."""
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+
+
+def num_parts(context: int) -> int:
+    """Parts of a context, each of which needs room in `decode_attention`'s work space."""
+    return -(-context // int(PART.value))
+
+
+def embed_rows(tokens: Tensor, drawn: Tensor, source: Tensor, table: Tensor, out: Tensor) -> None:
+    """Out (B, C) float32 = table[token], token = drawn[source] where source >= 0; int32 (B,)."""
+    B, C = out.shape
+    _embed[(B,)](tokens, drawn, source, table, out, C, triton.next_power_of_2(C), num_warps=8)
+
+
+def add_norm(
+    residual: Tensor,
+    parts: Tensor | None,
+    weight: Tensor,
+    out: Tensor,
+    eps: float,
+    *,
+    pdl: bool = False,
+) -> None:
+    """Residual (T, C) += parts (S, T, C) added in order; out = RMS norm of it times weight (C,)."""
+    T, C = residual.shape
+    _add_norm[(T,)](
+        residual,
+        residual if parts is None else parts,
+        weight,
+        out,
+        T,
+        C,
+        triton.next_power_of_2(C),
+        0 if parts is None else parts.shape[0],
+        eps,
+        pdl,
+        num_warps=8,
+        **_launch(pdl),
+    )
+
+
+def silu_mul(gate_up: Tensor, out: Tensor, *, pdl: bool = False) -> None:
+    """Out (T, I) = silu(gate_up[:, :I]) * gate_up[:, I:]."""
+    T, inner = out.shape
+    width = min(2048, triton.next_power_of_2(inner))
+    _silu_mul[(T, triton.cdiv(inner, width))](gate_up, out, inner, width, pdl, **_launch(pdl))
+
+
+def qk_norm_rope_store(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    eps: float,
+) -> None:
+    """Queries and keys normed per head and turned, in place; keys and values into their slots.
+
+    Args:
+        qkv: (T, (H + 2 Hkv) D).
+        cos, sin: float32 (T, D / 2).
+        keys, values: (S, Hkv, D), one layer's cache.
+        slots: int64 (T,).
+    """
+    T = qkv.shape[0]
+    _, kv_heads, head = keys.shape
+    heads = qkv.shape[1] // head - 2 * kv_heads
+    _qk_norm_rope_store[(T,)](
+        qkv,
+        q_weight,
+        k_weight,
+        cos,
+        sin,
+        keys,
+        values,
+        slots,
+        heads,
+        kv_heads,
+        head // 2,
+        triton.next_power_of_2(heads + kv_heads),
+        triton.next_power_of_2(kv_heads),
+        eps,
+    )
+
+
+def rotate_vision(qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> None:
+    """Turns queries and keys of qkv (N, 3, H, D) in place; cos, sin float32 (N, D / 2)."""
+    N = qkv.shape[0]
+    half = cos.shape[1]
+    _rotate_vision[(N,)](
+        qkv, cos, sin, num_heads, triton.next_power_of_2(2 * num_heads), half,
+        triton.next_power_of_2(half),
+    )  # fmt: skip
+
+
+class AttentionSpace:
+    """Work space of `decode_attention` for `num_rows` rows with `num_parts` parts together."""
+
+    def __init__(
+        self,
+        num_rows: int,
+        num_parts: int,
+        heads: int,
+        kv_heads: int,
+        head: int,
+        device: torch.device,
+    ) -> None:
+        self.num_parts = num_parts
+        count = num_parts * heads
+        self.sums = torch.empty(count * head, dtype=torch.float32, device=device)
+        self.maxima = torch.empty(count, dtype=torch.float32, device=device)
+        self.weights = torch.empty(count, dtype=torch.float32, device=device)
+        self.arrived = torch.zeros(num_rows * kv_heads, dtype=torch.int32, device=device)
+
+
+def decode_attention(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    places: Tensor,
+    rope_places: Tensor,
+    first_parts: Tensor,
+    tables: Tensor,
+    space: AttentionSpace,
+    out: Tensor,
+    *,
+    block_size: int,
+    eps: float,
+    pdl: bool = False,
+) -> None:
+    """Attention of one new token a row over its paged cache; stores its key and value there.
+
+    Args:
+        qkv: (B, (H + 2 Hkv) D), as the product gave it.
+        cos, sin: float32 (positions, D / 2), tables by rope position.
+        keys, values: (S, Hkv, D), one layer's cache.
+        places: int32 (B,), the new token's place in its sequence.
+        rope_places: int32 (B,), its rotary position, equal in time, height and width.
+        first_parts: int32 (B,), where the row's `num_parts(place + 1)` parts begin in `space`.
+        tables: int32 (B, blocks).
+        out: (B, H D).
+    """
+    B = qkv.shape[0]
+    _, kv_heads, head = keys.shape
+    heads = qkv.shape[1] // head - 2 * kv_heads
+    splits = max(16, min(64, 512 // (B * kv_heads)))
+    _decode_attention[(B * kv_heads, splits)](
+        qkv,
+        keys,
+        values,
+        cos,
+        sin,
+        q_weight,
+        k_weight,
+        places,
+        rope_places,
+        first_parts,
+        tables,
+        out,
+        space.sums,
+        space.maxima,
+        space.weights,
+        space.arrived,
+        tables.stride(0),
+        kv_heads,
+        heads // kv_heads,
+        head // 2,
+        block_size,
+        splits,
+        head**-0.5,
+        eps,
+        pdl,
+        num_warps=8,
+        **_launch(pdl),
+    )
+
+
+def prompt_attention(
+    qkv: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    span: Tensor,
+    out: Tensor,
+    *,
+    block_size: int,
+) -> None:
+    """Causal attention of a chunk of one prompt over its paged cache, its own keys included.
+
+    Args:
+        qkv: (T, (H + 2 Hkv) D), queries normed and turned; keys and values are in the cache.
+        keys, values: (S, Hkv, D), one layer's cache.
+        table: int32 (blocks,).
+        span: int32 (2,): the chunk's first position and its tokens; rows from there on are not
+            computed, so that one graph serves every shorter chunk.
+        out: (T, H D).
+    """
+    T = qkv.shape[0]
+    _, kv_heads, head = keys.shape
+    heads = qkv.shape[1] // head - 2 * kv_heads
+    _prompt_attention[(triton.cdiv(T, _QUERIES), heads)](
+        qkv,
+        keys,
+        values,
+        table,
+        span,
+        out,
+        kv_heads,
+        heads // kv_heads,
+        head,
+        block_size,
+        _QUERIES,
+        min(64, block_size),
+        head**-0.5,
+        num_warps=4,
+        num_stages=3,
+    )
+
+
+_QUERIES = 64
+
+
+class ArgmaxSpace:
+    """Work space of `argmax_rows`."""
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        self.best = torch.empty(num_rows, _SLICES, dtype=torch.float32, device=device)
+        self.where = torch.empty(num_rows, _SLICES, dtype=torch.int32, device=device)
+
+
+_SLICES = 64
+
+
+def argmax_rows(logits: Tensor, space: ArgmaxSpace, out: Tensor, *, pdl: bool = False) -> None:
+    """Out int32 (B,) = place of the largest of logits (B, V), the first of equal ones."""
+    B, V = logits.shape
+    per = triton.cdiv(V, _SLICES)
+    _argmax_slices[(B, _SLICES)](
+        logits, space.best, space.where, V, per, triton.next_power_of_2(per), _SLICES, pdl,
+        **_launch(pdl),
+    )  # fmt: skip
+    _argmax_merge[(B,)](space.best, space.where, out, _SLICES, pdl, **_launch(pdl))
+
+
+def _launch(pdl: bool) -> dict[str, bool]:
+    return {"launch_pdl": True} if pdl else {}
+
+
+@triton.jit
+def _embed(tokens, drawn, source, table, out, C, WIDTH: tl.constexpr):
+    row = tl.program_id(0)
+    token = tl.load(tokens + row)
+    where = tl.load(source + row)
+    if where >= 0:
+        token = tl.load(drawn + where)
+    c = tl.arange(0, WIDTH)
+    x = tl.load(table + token.to(tl.int64) * C + c, mask=c < C, other=0.0)
+    tl.store(out + row * C + c, x.to(tl.float32), mask=c < C)
+
+
+@triton.jit
+def _add_norm(
+    residual, parts, weight, out, T, C, WIDTH: tl.constexpr, S: tl.constexpr, EPS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, WIDTH)
+    inside = c < C
+    g = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    x = tl.load(residual + row * C + c, mask=inside, other=0.0)
+    if S > 0:
+        for s in tl.static_range(S):
+            part = tl.load(parts + (s * T + row) * C + c, mask=inside, other=0.0)
+            x += part.to(tl.float32)
+        tl.store(residual + row * C + c, x, mask=inside)
+    scale = tl.rsqrt(tl.sum(x * x, 0) / C + EPS)
+    tl.store(out + row * C + c, (x * scale * g).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _silu_mul(gate_up, out, inner, WIDTH: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    inside = c < inner
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    gate = tl.load(gate_up + row * 2 * inner + c, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * 2 * inner + inner + c, mask=inside, other=0.0).to(tl.float32)
+    y = gate / (1 + tl.exp(-gate)) * up
+    tl.store(out + row * inner + c, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _qk_norm_rope_store(
+    qkv, q_weight, k_weight, cos, sin, keys, values, slots,
+    H: tl.constexpr, HKV: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr, EPS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    D: tl.constexpr = 2 * HALF
+    WIDTH: tl.constexpr = (H + 2 * HKV) * D
+    heads = tl.arange(0, HEADS)
+    d = tl.arange(0, HALF)
+    c = tl.load(cos + row * HALF + d)[None, :]
+    s = tl.load(sin + row * HALF + d)[None, :]
+    inside = (heads < H + HKV)[:, None]
+    is_query = (heads < H)[:, None]
+    at = qkv + row * WIDTH + heads[:, None] * D + d[None, :]
+    left = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    right = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt((tl.sum(left * left, 1) + tl.sum(right * right, 1)) / D + EPS)[:, None]
+    query_left = tl.load(q_weight + d).to(tl.float32)[None, :]
+    query_right = tl.load(q_weight + HALF + d).to(tl.float32)[None, :]
+    key_left = tl.load(k_weight + d).to(tl.float32)[None, :]
+    key_right = tl.load(k_weight + HALF + d).to(tl.float32)[None, :]
+    left = left * scale * tl.where(is_query, query_left, key_left)
+    right = right * scale * tl.where(is_query, query_right, key_right)
+    turned_left = (left * c - right * s).to(qkv.dtype.element_ty)
+    turned_right = (right * c + left * s).to(qkv.dtype.element_ty)
+    tl.store(at, turned_left, mask=inside)
+    tl.store(at + HALF, turned_right, mask=inside)
+    slot = tl.load(slots + row)
+    is_key = inside & (heads >= H)[:, None]
+    key_at = keys + (slot * HKV + heads[:, None] - H) * D + d[None, :]
+    tl.store(key_at, turned_left, mask=is_key)
+    tl.store(key_at + HALF, turned_right, mask=is_key)
+    kv = tl.arange(0, KV_HEADS)
+    full = tl.arange(0, D)
+    one = (kv < HKV)[:, None]
+    v = tl.load(
+        qkv + row * WIDTH + (H + HKV + kv)[:, None] * D + full[None, :], mask=one, other=0.0
+    )
+    tl.store(values + (slot * HKV + kv[:, None]) * D + full[None, :], v, mask=one)
+
+
+@triton.jit
+def _rotate_vision(
+    qkv, cos, sin, H: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    heads = tl.arange(0, HEADS)[:, None]
+    d = tl.arange(0, WIDTH)
+    column = (d < HALF)[None, :]
+    inside = (heads < 2 * H) & column
+    c = tl.load(cos + row * HALF + d, mask=d < HALF, other=0.0)[None, :]
+    s = tl.load(sin + row * HALF + d, mask=d < HALF, other=0.0)[None, :]
+    at = qkv + (row * 3 * H + heads) * 2 * HALF + d[None, :]
+    left = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    right = tl.load(at + HALF, mask=inside, other=0.0).to(tl.float32)
+    tl.store(at, (left * c - right * s).to(qkv.dtype.element_ty), mask=inside)
+    tl.store(at + HALF, (right * c + left * s).to(qkv.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _slots(table, offset, begin, place, BLOCK: tl.constexpr):
+    """The cache slots of a part's positions; those from `place` on are not looked up."""
+    if BLOCK >= PART:
+        block = tl.load(table + begin // BLOCK)
+    else:
+        block = tl.load(table + offset // BLOCK, mask=offset < place, other=0)
+    return block.to(tl.int64) * BLOCK + offset % BLOCK
+
+
+@triton.jit
+def _decode_attention(
+    qkv, keys, values, cos, sin, q_weight, k_weight, places, rope_places, first_parts, tables, out,
+    sums, maxima, weights, arrived, table_stride,
+    HKV: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr, SCALE: tl.constexpr, EPS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program (row * HKV + key-value head, split): every SPLITS-th part of one head's context."""
+    pair = tl.program_id(0)
+    split = tl.program_id(1)
+    row = pair // HKV
+    head = pair % HKV
+    D: tl.constexpr = 2 * HALF
+    H: tl.constexpr = HKV * GROUP
+    WIDTH: tl.constexpr = (H + 2 * HKV) * D
+    place = tl.load(places + row)
+    last = place // PART
+    if split <= last:
+        d = tl.arange(0, HALF)
+        full = tl.arange(0, D)
+        g = tl.arange(0, 16)
+        in_group = (g < GROUP)[:, None]
+        rope = tl.load(rope_places + row)
+        first_part = tl.load(first_parts + row).to(tl.int64)
+        table = tables + row.to(tl.int64) * table_stride
+        c = tl.load(cos + rope * HALF + d)
+        s = tl.load(sin + rope * HALF + d)
+        q_left = tl.load(q_weight + d).to(tl.float32)[None, :]
+        q_right = tl.load(q_weight + HALF + d).to(tl.float32)[None, :]
+        k_left = tl.load(k_weight + d).to(tl.float32)
+        k_right = tl.load(k_weight + HALF + d).to(tl.float32)
+        home = tl.load(table + place // BLOCK).to(tl.int64)
+        # The first part's keys and values were written by earlier steps: fetched before the wait.
+        offset = split * PART + tl.arange(0, PART)
+        at_old = (_slots(table, offset, split * PART, place, BLOCK) * HKV + head) * D
+        old = offset < place
+        k1t = tl.load(keys + at_old[None, :] + d[:, None], mask=old[None, :], other=0.0)
+        k2t = tl.load(keys + at_old[None, :] + HALF + d[:, None], mask=old[None, :], other=0.0)
+        v = tl.load(values + at_old[:, None] + full[None, :], mask=old[:, None], other=0.0)
+        if PDL:
+            gdc_wait()
+            gdc_launch_dependents()
+        at = qkv + row.to(tl.int64) * WIDTH + (head * GROUP + g)[:, None] * D + d[None, :]
+        left = tl.load(at, mask=in_group, other=0.0).to(tl.float32)
+        right = tl.load(at + HALF, mask=in_group, other=0.0).to(tl.float32)
+        r = tl.rsqrt((tl.sum(left * left, 1) + tl.sum(right * right, 1)) / D + EPS)[:, None]
+        left = left * r * q_left
+        right = right * r * q_right
+        q1 = (left * c[None, :] - right * s[None, :]).to(keys.dtype.element_ty)
+        q2 = (right * c[None, :] + left * s[None, :]).to(keys.dtype.element_ty)
+        # The new token: its key and value come from the product; one program stores them.
+        at_new = qkv + row.to(tl.int64) * WIDTH + (H + head) * D + d
+        left1 = tl.load(at_new).to(tl.float32)
+        right1 = tl.load(at_new + HALF).to(tl.float32)
+        v1 = tl.load(qkv + row.to(tl.int64) * WIDTH + (H + HKV + head) * D + full)
+        r1 = tl.rsqrt((tl.sum(left1 * left1, 0) + tl.sum(right1 * right1, 0)) / D + EPS)
+        left1 = left1 * r1 * k_left
+        right1 = right1 * r1 * k_right
+        k1 = (left1 * c - right1 * s).to(keys.dtype.element_ty)
+        k2 = (right1 * c + left1 * s).to(keys.dtype.element_ty)
+        if last % SPLITS == split:
+            to = ((home * BLOCK + place % BLOCK) * HKV + head) * D
+            tl.store(keys + to + d, k1)
+            tl.store(keys + to + HALF + d, k2)
+            tl.store(values + to + full, v1)
+        own = q1.to(tl.float32) * k1.to(tl.float32)[None, :]
+        own += q2.to(tl.float32) * k2.to(tl.float32)[None, :]
+        own_score = tl.sum(own, 1) * (SCALE * _LOG2E)
+        for part in tl.range(split, last + 1, SPLITS):
+            if part != split:
+                offset = part * PART + tl.arange(0, PART)
+                at_old = (_slots(table, offset, part * PART, place, BLOCK) * HKV + head) * D
+                old = offset < place
+                k1t = tl.load(keys + at_old[None, :] + d[:, None], mask=old[None, :], other=0.0)
+                k2t = tl.load(
+                    keys + at_old[None, :] + HALF + d[:, None], mask=old[None, :], other=0.0
+                )
+                v = tl.load(values + at_old[:, None] + full[None, :], mask=old[:, None], other=0.0)
+            scores = tl.dot(q1, k1t, input_precision="ieee")
+            scores = tl.dot(q2, k2t, scores, input_precision="ieee")
+            scores = tl.where(old[None, :], scores * (SCALE * _LOG2E), float("-inf"))
+            new_score = tl.where(part == last, own_score, float("-inf"))
+            m = tl.maximum(tl.max(scores, 1), new_score)
+            p = tl.exp2(scores - m[:, None])
+            e = tl.exp2(new_score - m)
+            total = tl.sum(p, 1) + e
+            acc = tl.dot(p.to(v.dtype), v, input_precision="ieee")
+            acc += e[:, None] * v1.to(tl.float32)[None, :]
+            if last == 0:
+                to1 = out + row.to(tl.int64) * H * D + (head * GROUP + g)[:, None] * D
+                y = (acc / total[:, None]).to(out.dtype.element_ty)
+                tl.store(to1 + full[None, :], y, mask=in_group)
+            else:
+                base = ((first_part + part) * HKV + head) * GROUP
+                tl.store(sums + (base + g)[:, None] * D + full[None, :], acc, mask=in_group)
+                tl.store(maxima + base + g, m, mask=g < GROUP)
+                tl.store(weights + base + g, total, mask=g < GROUP)
+        if last > 0:
+            tl.debug_barrier()
+            before = tl.atomic_add(arrived + pair, 1, sem="acq_rel")
+            if before == tl.minimum(SPLITS, last + 1) - 1:
+                tl.store(arrived + pair, 0)
+                i = tl.arange(0, MERGED)
+                for which in tl.static_range(GROUP):
+                    m0 = tl.full([1], float("-inf"), tl.float32)
+                    total0 = tl.zeros([1], tl.float32)
+                    acc0 = tl.zeros([D], tl.float32)
+                    for first in tl.range(0, last + 1, MERGED):
+                        mask = first + i <= last
+                        at0 = ((first_part + first + i) * HKV + head) * GROUP + which
+                        mi = tl.load(
+                            maxima + at0, mask=mask, other=float("-inf"), cache_modifier=".cg"
+                        )
+                        li = tl.load(weights + at0, mask=mask, other=0.0, cache_modifier=".cg")
+                        oi = tl.load(
+                            sums + at0[:, None] * D + full[None, :],
+                            mask=mask[:, None], other=0.0, cache_modifier=".cg",
+                        )  # fmt: skip
+                        new0 = tl.maximum(m0, tl.max(mi, 0))
+                        shrink0 = tl.exp2(m0 - new0)
+                        e = tl.exp2(mi - new0)
+                        total0 = total0 * shrink0 + tl.sum(li * e, 0)
+                        acc0 = acc0 * shrink0 + tl.sum(oi * e[:, None], 0)
+                        m0 = new0
+                    to0 = out + row.to(tl.int64) * H * D + (head * GROUP + which) * D
+                    tl.store(to0 + full, (acc0 / total0).to(out.dtype.element_ty))
+
+
+@triton.jit
+def _prompt_attention(
+    qkv, keys, values, table, span, out, HKV: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
+    """Program (64 queries, head): over the context in tiles, up to the last query's own key."""
+    H: tl.constexpr = HKV * GROUP
+    WIDTH: tl.constexpr = (H + 2 * HKV) * D
+    first = tl.program_id(0) * ROWS
+    head = tl.program_id(1)
+    start = tl.load(span)
+    count = tl.load(span + 1)
+    if first < count:
+        rows = first + tl.arange(0, ROWS)
+        d = tl.arange(0, D)
+        inside = (rows < count)[:, None]
+        at = qkv + rows.to(tl.int64)[:, None] * WIDTH + head * D + d[None, :]
+        q = tl.load(at, mask=inside, other=0.0)
+        kv = head // GROUP
+        m = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, D], tl.float32)
+        end = start + tl.minimum(count, first + ROWS)
+        for t in tl.range(0, end, TILE):
+            places = t + tl.arange(0, TILE)
+            block = tl.load(table + t // BLOCK).to(tl.int64)
+            slots = (block * BLOCK + places % BLOCK) * HKV + kv
+            known = places < end
+            k = tl.load(keys + slots[None, :] * D + d[:, None], mask=known[None, :], other=0.0)
+            v = tl.load(values + slots[:, None] * D + d[None, :], mask=known[:, None], other=0.0)
+            scores = tl.dot(q, k, input_precision="ieee") * (SCALE * _LOG2E)
+            scores = tl.where(places[None, :] <= (start + rows)[:, None], scores, float("-inf"))
+            new = tl.maximum(m, tl.max(scores, 1))
+            shrink = tl.exp2(m - new)
+            p = tl.exp2(scores - new[:, None])
+            total = total * shrink + tl.sum(p, 1)
+            acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+            m = new
+        to = out + rows.to(tl.int64)[:, None] * H * D + head * D + d[None, :]
+        tl.store(to, (acc / total[:, None]).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _argmax_slices(
+    logits, best, where, V, per, WIDTH: tl.constexpr, SLICES: tl.constexpr, PDL: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    c = part * per + tl.arange(0, WIDTH)
+    inside = (c < V) & (c < (part + 1) * per)
+    x = tl.load(logits + row * V + c, mask=inside, other=float("-inf")).to(tl.float32)
+    value, at = tl.max(x, 0, return_indices=True)
+    tl.store(best + row * SLICES + part, value)
+    tl.store(where + row * SLICES + part, part * per + at)
+
+
+@triton.jit
+def _argmax_merge(best, where, out, SLICES: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    i = tl.arange(0, SLICES)
+    _, at = tl.max(tl.load(best + row * SLICES + i), 0, return_indices=True)
+    tl.store(out + row, tl.load(where + row * SLICES + at))

@@ -1,0 +1,563 @@
+"""Qwen3-VL on an NVIDIA GPU: fused weights, a float32 residual stream, few and large kernels.
+
+The same network as `qwen3vl`, told for a machine that is slowed by launches and bytes, not by
+Python: q-k-v and gate-up are one matrix each, norms are fused with the additions before them, and
+`decode` and `compute` touch only preallocated tensors, so that each is one CUDA graph.
+
+    compute   a chunk of one prompt: large products
+    decode    one new token for each of B rows: products that read every weight once
+    visual    pictures, in slices, as `vision.VisionTower` does
+
+Dimensions: T tokens, B rows, N patches, C hidden size, I inner size, H heads, D head size, S slots,
+V vocabulary. Matrices are (out features, in features), as in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visiongate.kernels.cuda import ops, stream
+from visiongate.model.config import ModelConfig, VisionConfig
+from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
+from visiongate.model.layers import MRotaryEmbedding
+from visiongate.model.vision import Encoding, Grid, position_tables
+
+
+def has_dependent_launch(device: torch.device) -> bool:
+    """Whether a kernel may begin while the one before it ends."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+@dataclass(slots=True, eq=False)
+class DecoderLayer:
+    """One layer's weights."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    q_norm: Tensor
+    k_norm: Tensor
+    o: Tensor
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class PromptState:
+    """The tensors of a prompt's chunk of up to T tokens; fixed addresses, as in `DecodeState`.
+
+    Attributes:
+        residual: float32 (T, C): embedded tokens, then the stream.
+        taps: float32 (taps, T, C): what DeepStack adds after the first layers.
+        slots: int64 (T,), where keys and values go.
+        table: int32 (blocks,), the sequence's; `span` int32 (2,): first position, tokens.
+        delta: (1, T, C), the last layer's part that is not in `residual` yet.
+    """
+
+    residual: Tensor
+    taps: Tensor
+    cos: Tensor
+    sin: Tensor
+    slots: Tensor
+    table: Tensor
+    span: Tensor
+    normed: Tensor
+    attended: Tensor
+    inner: Tensor
+    delta: Tensor
+    has_taps: bool = False
+
+
+class Products:
+    """A layer's four products for a few rows, each into its own tensor.
+
+    Torch's library has no promise about bits: rows may differ between batches in the last one.
+    """
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        self.layer = layer
+
+    def outputs(self, num_rows: int) -> list[Tensor]:
+        """What the products write for `num_rows` rows: qkv, o, gate-up, down."""
+        layer = self.layer
+        like = layer.qkv
+        return [
+            like.new_empty(num_rows, len(layer.qkv)),
+            like.new_empty(1, num_rows, len(layer.o)),
+            like.new_empty(num_rows, len(layer.gate_up) // 2),
+            like.new_empty(1, num_rows, len(layer.down)),
+        ]
+
+    def qkv(self, x: Tensor, out: Tensor) -> None:
+        """(B, C) to (B, (H + 2 Hkv) D)."""
+        torch.mm(x, self.layer.qkv.t(), out=out)
+
+    def o(self, x: Tensor, out: Tensor) -> None:
+        """(B, H D) to partial sums (S, B, C)."""
+        torch.mm(x, self.layer.o.t(), out=out[0])
+
+    def gate_up(self, x: Tensor, out: Tensor) -> None:
+        """(B, C) to silu(gate) * up, (B, I)."""
+        ops.silu_mul(F.linear(x, self.layer.gate_up), out)
+
+    def down(self, x: Tensor, out: Tensor) -> None:
+        """(B, I) to partial sums (S, B, C)."""
+        torch.mm(x, self.layer.down.t(), out=out[0])
+
+
+class StreamProducts(Products):
+    """The same through `kernels.cuda.stream`: at the speed of memory, equal bits in any batch."""
+
+    def __init__(self, layer: DecoderLayer) -> None:
+        super().__init__(layer)
+        self._qkv = stream.StreamLinear(layer.qkv, "bfloat16")
+        self._o = stream.StreamLinear(layer.o, "partials")
+        self._gate_up = stream.StreamLinear(layer.gate_up, "silu")
+        self._down = stream.StreamLinear(layer.down, "partials")
+
+    def outputs(self, num_rows: int) -> list[Tensor]:
+        """What the products write for `num_rows` rows: qkv, o, gate-up, down."""
+        return [
+            linear.empty(num_rows) for linear in (self._qkv, self._o, self._gate_up, self._down)
+        ]
+
+    def qkv(self, x: Tensor, out: Tensor) -> None:
+        """(B, C) to (B, (H + 2 Hkv) D)."""
+        self._qkv(x, out)
+
+    def o(self, x: Tensor, out: Tensor) -> None:
+        """(B, H D) to partial sums (S, B, C)."""
+        self._o(x, out)
+
+    def gate_up(self, x: Tensor, out: Tensor) -> None:
+        """(B, C) to silu(gate) * up, (B, I)."""
+        self._gate_up(x, out)
+
+    def down(self, x: Tensor, out: Tensor) -> None:
+        """(B, I) to partial sums (S, B, C)."""
+        self._down(x, out)
+
+
+@dataclass(slots=True, eq=False)
+class DecodeState:
+    """The tensors of a decode step for B rows; fixed addresses, so that a graph can hold them.
+
+    Attributes:
+        inputs: int32 (5, B): token, row of `drawn` to take it from (or -1), place, rotary
+            position, first part in the attention's work space.
+        tables: int32 (B, blocks).
+        logits: float32 (B, V), and `drawn` int32 (B,) their largest, after a step.
+    """
+
+    inputs: Tensor
+    tables: Tensor
+    residual: Tensor
+    normed: Tensor
+    attended: Tensor
+    qkv: Tensor
+    o_parts: Tensor
+    inner: Tensor
+    down_parts: Tensor
+    logits: Tensor
+    drawn: Tensor
+    attention: ops.AttentionSpace
+    argmax: ops.ArgmaxSpace
+
+
+class CudaDecoder:
+    """The decoder's weights and its two ways of computing."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        text = config.text
+        if text.attention_bias:
+            raise ValueError("attention biases are not part of the published Qwen3-VL checkpoints")
+        self.config = text
+        self.dtype, self.device = dtype, device
+        C, inner = text.hidden_size, text.intermediate_size
+        D = text.head_dim
+        self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads
+        qkv = (self.heads + 2 * self.kv_heads) * D
+        self.layers = [
+            DecoderLayer(
+                input_norm=self._empty(C),
+                qkv=self._empty(qkv, C),
+                q_norm=self._empty(D),
+                k_norm=self._empty(D),
+                o=self._empty(C, self.heads * D),
+                post_norm=self._empty(C),
+                gate_up=self._empty(2 * inner, C),
+                down=self._empty(C, inner),
+            )
+            for _ in range(text.num_hidden_layers)
+        ]
+        self.norm = self._empty(C)
+        self.embedding = self._empty(text.vocab_size, C)
+        tied = config.tie_word_embeddings
+        self.head = self.embedding if tied else self._empty(text.vocab_size, C)
+        self.rotary = MRotaryEmbedding(D, text.rope_theta, text.mrope_section).to(device)
+        self._cos = self._sin = torch.empty(0, D // 2, device=device)
+        self._products: list[Products] = []
+        self._stream_head: stream.StreamLinear | None = None
+
+    def prepare(self, num_positions: int) -> None:
+        """Readies `decode`, once the weights are there, for rotary positions up to a number."""
+        places = torch.arange(num_positions, device=self.device).float()[:, None]
+        angles = places * self.rotary.inv_freq
+        self._cos, self._sin = angles.cos().contiguous(), angles.sin().contiguous()
+        if self.can_stream:
+            self._products = [StreamProducts(layer) for layer in self.layers]
+            self._stream_head = stream.StreamLinear(self.head, "float32")
+        else:
+            self._products = [Products(layer) for layer in self.layers]
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether the streaming kernels take these weights on this device."""
+        if self.dtype != torch.bfloat16 or self.device.type != "cuda":
+            return False
+        layer = self.layers[0]
+        weights = (layer.qkv, layer.o, layer.gate_up, layer.down, self.head)
+        fits = all(stream.supports(*weight.shape) for weight in weights)
+        return fits and stream.is_available(self.device.index or 0)
+
+    def named(self) -> Iterable[tuple[str, Tensor]]:
+        """Every tensor of the checkpoint and where it goes; parts of fused matrices are views."""
+        text, root = self.config, "model.language_model."
+        q, kv = self.heads * text.head_dim, self.kv_heads * text.head_dim
+        yield f"{root}embed_tokens.weight", self.embedding
+        yield f"{root}norm.weight", self.norm
+        if self.head is not self.embedding:
+            yield "lm_head.weight", self.head
+        for index, layer in enumerate(self.layers):
+            at = f"{root}layers.{index}."
+            yield f"{at}input_layernorm.weight", layer.input_norm
+            yield f"{at}post_attention_layernorm.weight", layer.post_norm
+            yield f"{at}self_attn.q_proj.weight", layer.qkv[:q]
+            yield f"{at}self_attn.k_proj.weight", layer.qkv[q : q + kv]
+            yield f"{at}self_attn.v_proj.weight", layer.qkv[q + kv :]
+            yield f"{at}self_attn.q_norm.weight", layer.q_norm
+            yield f"{at}self_attn.k_norm.weight", layer.k_norm
+            yield f"{at}self_attn.o_proj.weight", layer.o
+            yield f"{at}mlp.gate_proj.weight", layer.gate_up[: text.intermediate_size]
+            yield f"{at}mlp.up_proj.weight", layer.gate_up[text.intermediate_size :]
+            yield f"{at}mlp.down_proj.weight", layer.down
+
+    def attention_space(self, num_rows: int, num_parts: int) -> ops.AttentionSpace:
+        """Work space that the states of all row counts share: steps run one after another."""
+        return ops.AttentionSpace(
+            num_rows, num_parts, self.heads, self.kv_heads, self.config.head_dim, self.device
+        )
+
+    def decode_state(
+        self, num_rows: int, num_blocks: int, drawn: Tensor, space: ops.AttentionSpace
+    ) -> DecodeState:
+        """Tensors for steps of `num_rows` rows whose tables have `num_blocks` entries."""
+        text, B = self.config, num_rows
+        C = text.hidden_size
+        qkv, o_parts, inner, down_parts = self._products[0].outputs(B)
+
+        def ints(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=self.device)
+
+        return DecodeState(
+            inputs=ints(5, B),
+            tables=ints(B, num_blocks),
+            residual=torch.zeros(B, C, device=self.device),
+            normed=self._empty(B, C),
+            attended=self._empty(B, self.heads * text.head_dim),
+            qkv=qkv,
+            o_parts=o_parts,
+            inner=inner,
+            down_parts=down_parts,
+            logits=torch.empty(B, text.vocab_size, device=self.device),
+            drawn=drawn[:B],
+            attention=space,
+            argmax=ops.ArgmaxSpace(B, self.device),
+        )
+
+    def decode(self, state: DecodeState, pool: KVPool) -> None:
+        """One token for each row: writes the pool, `state.logits` and `state.drawn`."""
+        eps = self.config.rms_norm_eps
+        token, source, place, rope, first_part = state.inputs
+        x, y = state.residual, state.normed
+        pdl = self._stream_head is not None and has_dependent_launch(self.device)
+        parts: Tensor | None = None
+        ops.embed_rows(token, state.drawn, source, self.embedding, x)
+        for index, (layer, products) in enumerate(zip(self.layers, self._products, strict=True)):
+            ops.add_norm(x, parts, layer.input_norm, y, eps, pdl=pdl)
+            products.qkv(y, state.qkv)
+            ops.decode_attention(
+                state.qkv,
+                layer.q_norm,
+                layer.k_norm,
+                self._cos,
+                self._sin,
+                pool.keys[index],
+                pool.values[index],
+                place,
+                rope,
+                first_part,
+                state.tables,
+                state.attention,
+                state.attended,
+                block_size=pool.block_size,
+                eps=eps,
+                pdl=pdl,
+            )
+            products.o(state.attended, state.o_parts)
+            ops.add_norm(x, state.o_parts, layer.post_norm, y, eps, pdl=pdl)
+            products.gate_up(y, state.inner)
+            products.down(state.inner, state.down_parts)
+            parts = state.down_parts
+        ops.add_norm(x, parts, self.norm, y, eps, pdl=pdl)
+        if self._stream_head is None:
+            self._head(y, state.logits)
+        else:
+            self._stream_head(y, state.logits)
+        ops.argmax_rows(state.logits, state.argmax, state.drawn, pdl=pdl)
+
+    def prompt_state(self, num_rows: int, num_blocks: int, num_taps: int) -> PromptState:
+        """Tensors for chunks of up to `num_rows` tokens whose table has `num_blocks` entries."""
+        text, T = self.config, num_rows
+        zeros = functools.partial(torch.zeros, device=self.device)
+        return PromptState(
+            residual=zeros(T, text.hidden_size),
+            taps=zeros(num_taps, T, text.hidden_size),
+            cos=zeros(T, text.head_dim // 2),
+            sin=zeros(T, text.head_dim // 2),
+            slots=zeros(T, dtype=torch.int64),
+            table=zeros(num_blocks, dtype=torch.int32),
+            span=zeros(2, dtype=torch.int32),
+            normed=self._empty(T, text.hidden_size),
+            attended=self._empty(T, self.heads * text.head_dim).zero_(),
+            inner=self._empty(T, text.intermediate_size),
+            delta=self._empty(1, T, text.hidden_size),
+        )
+
+    def fill(self, state: PromptState, batch: ForwardBatch, num_cached: int, scratch: int) -> None:
+        """Puts one sequence's chunk into a state; rows beyond it write to the slot `scratch`.
+
+        `num_cached` tokens of the sequence are in the cache already.
+        """
+        T, half = len(batch.token_ids), self.config.head_dim // 2
+        state.residual[:T] = F.embedding(batch.token_ids, self.embedding)
+        state.residual[T:] = 0
+        features = batch.features
+        if features is not None:
+            assert batch.visual_rows is not None
+            state.residual.index_copy_(0, batch.visual_rows, features.embeddings.float())
+        if features is not None or state.has_taps:
+            state.taps.zero_()
+        state.has_taps = features is not None
+        if features is not None and batch.visual_rows is not None:
+            for tap, rows in zip(state.taps, features.deepstack, strict=True):
+                tap.index_copy_(0, batch.visual_rows, rows.float())
+        cos, sin = self.rotary(batch.positions)
+        state.cos[:T], state.sin[:T] = cos[:, :half], sin[:, :half]
+        state.slots.fill_(scratch)
+        state.slots[:T] = batch.slot_mapping
+        table = batch.block_tables[0]
+        state.table[: len(table)] = table
+        state.span[0], state.span[1] = num_cached, T
+
+    def compute(self, state: PromptState, pool: KVPool) -> None:
+        """All layers over a filled state; writes the pool; what is left is `logits`."""
+        eps = self.config.rms_norm_eps
+        x, y, delta = state.residual, state.normed, state.delta
+        parts: Tensor | None = None
+        for index, layer in enumerate(self.layers):
+            ops.add_norm(x, parts, layer.input_norm, y, eps)
+            qkv = F.linear(y, layer.qkv)
+            keys, values = pool.keys[index], pool.values[index]
+            ops.qk_norm_rope_store(
+                qkv,
+                layer.q_norm,
+                layer.k_norm,
+                state.cos,
+                state.sin,
+                keys,
+                values,
+                state.slots,
+                eps,
+            )
+            ops.prompt_attention(
+                qkv, keys, values, state.table, state.span, state.attended,
+                block_size=pool.block_size,
+            )  # fmt: skip
+            torch.mm(state.attended, layer.o.t(), out=delta[0])
+            ops.add_norm(x, delta, layer.post_norm, y, eps)
+            ops.silu_mul(F.linear(y, layer.gate_up), state.inner)
+            torch.mm(state.inner, layer.down.t(), out=delta[0])
+            parts = delta
+            if index < len(state.taps):
+                x += state.taps[index]
+
+    def logits(self, state: PromptState, row: int) -> Tensor:
+        """Float32 (1, V): what follows the token in a row of a computed state."""
+        x = state.residual[row : row + 1].clone()
+        y = self._empty(*x.shape)
+        delta = state.delta[:, row : row + 1].contiguous()
+        ops.add_norm(x, delta, self.norm, y, self.config.rms_norm_eps)
+        logits = torch.empty(1, self.config.vocab_size, device=self.device)
+        self._head(y, logits)
+        return logits
+
+    def _head(self, x: Tensor, out: Tensor) -> None:
+        if self.dtype == torch.float32:
+            torch.mm(x, self.head.t(), out=out)
+        elif x.is_cuda:
+            torch.mm(x, self.head.t(), out_dtype=torch.float32, out=out)
+        else:
+            out.copy_(x @ self.head.t())
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+
+class CudaVisionTower:
+    """The vision tower; `begin`, `advance`, `finish` as in `vision.VisionTower`."""
+
+    def __init__(self, config: VisionConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = config
+        self.dtype, self.device = dtype, device
+        C, inner = config.hidden_size, config.intermediate_size
+        joined = C * config.spatial_merge_size**2
+        patch = (config.temporal_patch_size, config.patch_size, config.patch_size)
+        self._tensors = {
+            "patch_embed.proj.weight": self._empty(C, config.in_channels, *patch),
+            "patch_embed.proj.bias": self._empty(C),
+            "pos_embed.weight": self._empty(config.num_position_embeddings, C),
+        }
+        for index in range(config.depth):
+            at = f"blocks.{index}."
+            for norm in ("norm1", "norm2"):
+                self._add_map(f"{at}{norm}", C)
+            self._add_map(f"{at}attn.qkv", 3 * C, C)
+            self._add_map(f"{at}attn.proj", C, C)
+            self._add_map(f"{at}mlp.linear_fc1", inner, C)
+            self._add_map(f"{at}mlp.linear_fc2", C, inner)
+        num_taps = len(config.deepstack_visual_indexes)
+        for at in ("merger.", *(f"deepstack_merger_list.{i}." for i in range(num_taps))):
+            self._add_map(f"{at}norm", C if at == "merger." else joined)
+            self._add_map(f"{at}linear_fc1", joined, joined)
+            self._add_map(f"{at}linear_fc2", config.out_hidden_size, joined)
+        self._patch_weight: Tensor | None = None
+        self._tables: dict[Grid, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def named(self) -> Iterable[tuple[str, Tensor]]:
+        """Every tensor of the checkpoint and where it goes."""
+        for name, tensor in self._tensors.items():
+            yield f"model.visual.{name}", tensor
+
+    @property
+    def num_stages(self) -> int:
+        """Stages from `begin` to `finish`: two for each block."""
+        return 2 * self.config.depth
+
+    def begin(self, patches: Tensor, grids: list[Grid]) -> Encoding:
+        """Embeds the patches of one picture and their positions."""
+        (grid,) = grids
+        learned, cos, sin = self._position_tables(grid)
+        if self._patch_weight is None:  # a still picture shows the same frame twice
+            weight = self._tensors["patch_embed.proj.weight"].float().sum(2).flatten(1)
+            self._patch_weight = weight.to(self.dtype)
+        bias = self._tensors["patch_embed.proj.bias"]
+        hidden = F.linear(patches.to(self.dtype), self._patch_weight, bias) + learned
+        return Encoding(hidden, cos, sin, (grid[0] * grid[1],))
+
+    def advance(self, encoding: Encoding, num_stages: int) -> None:
+        """Takes the stream through the next `num_stages` stages, or as many as are left."""
+        last = min(encoding.num_done + num_stages, self.num_stages)
+        for stage in range(encoding.num_done, last):
+            index, is_second_half = divmod(stage, 2)
+            at = f"blocks.{index}."
+            if not is_second_half:
+                encoding.hidden = self._mix(at, encoding)
+                continue
+            encoding.hidden = self._transform(at, encoding.hidden)
+            if index in self.config.deepstack_visual_indexes:
+                tap = f"deepstack_merger_list.{len(encoding.taps)}."
+                encoding.taps.append(self._merge(tap, encoding.hidden))
+        encoding.num_done = last
+
+    def finish(self, encoding: Encoding) -> list[VisionFeatures]:
+        """The features of the picture; every stage must be done."""
+        assert encoding.num_done == self.num_stages
+        merged = self._merge("merger.", encoding.hidden)
+        return [VisionFeatures(merged, tuple(encoding.taps))]
+
+    def _mix(self, at: str, encoding: Encoding) -> Tensor:
+        x, H = encoding.hidden, self.config.num_heads
+        qkv = self._linear(f"{at}attn.qkv", self._norm(f"{at}norm1", x))  # (N, 3 C)
+        ops.rotate_vision(qkv, encoding.cos, encoding.sin, H)
+        q, k, v = qkv.view(len(x), 3, H, -1).permute(1, 2, 0, 3)[:, None]  # (1, H, N, D) each
+        out = F.scaled_dot_product_attention(q, k, v)
+        return x + self._linear(f"{at}attn.proj", out[0].transpose(0, 1).reshape(x.shape))
+
+    def _transform(self, at: str, x: Tensor) -> Tensor:
+        y = self._norm(f"{at}norm2", x)
+        weight, bias = self._map(f"{at}mlp.linear_fc1")
+        if y.is_cuda:  # the GELU (its tanh form) in the product's epilogue
+            y = torch._addmm_activation(bias, y, weight.t(), use_gelu=True)
+        else:
+            y = F.gelu(F.linear(y, weight, bias), approximate="tanh")
+        return x + self._linear(f"{at}mlp.linear_fc2", y)
+
+    def _merge(self, at: str, x: Tensor) -> Tensor:
+        joined = self.config.hidden_size * self.config.spatial_merge_size**2
+        if at == "merger.":
+            x = self._norm(f"{at}norm", x).view(-1, joined)
+        else:
+            x = self._norm(f"{at}norm", x.view(-1, joined))
+        return self._linear(f"{at}linear_fc2", F.gelu(self._linear(f"{at}linear_fc1", x)))
+
+    def _position_tables(self, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """Learned positions (N, C), cosines and sines (N, D / 2) of a grid, computed once."""
+        if grid not in self._tables:
+            if len(self._tables) >= 16:
+                self._tables.clear()
+            taps, weights, cos, sin = (
+                table.to(self.device) for table in position_tables(self.config, grid)
+            )
+            table = self._tensors["pos_embed.weight"]
+            learned = (table[taps].float() * weights[..., None]).sum(1).to(self.dtype)
+            half = self.config.head_dim // 2
+            self._tables[grid] = (learned, cos[:, :half].contiguous(), sin[:, :half].contiguous())
+        return self._tables[grid]
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        weight, bias = self._map(name)
+        return F.layer_norm(x, weight.shape, weight, bias, 1e-6)
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, *self._map(name))
+
+    def _map(self, name: str) -> tuple[Tensor, Tensor]:
+        return self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
+
+    def _add_map(self, name: str, *shape: int) -> None:
+        self._tensors[f"{name}.weight"] = self._empty(*shape)
+        self._tensors[f"{name}.bias"] = self._empty(shape[0])
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+
+class CudaQwen3VL:
+    """Pictures and tokens to logits on one GPU; weights are loaded by `upload.load_on_device`."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.config = config
+        self.dtype, self.device = dtype, device
+        self.visual = CudaVisionTower(config.vision, dtype, device)
+        self.decoder = CudaDecoder(config, dtype, device)
+
+    def named(self) -> dict[str, Tensor]:
+        """Every tensor of the checkpoint by name, to be filled in place."""
+        return dict((*self.visual.named(), *self.decoder.named()))

@@ -1,0 +1,169 @@
+"""Checkpoint weights to a GPU: parallel reads into pinned memory, copies while others are read.
+
+    file --preadv, several threads--> pinned buffers --copy engine--> tensors where they are used
+
+No tensor is held twice: a part of a fused matrix is read straight into its rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from visiongate.errors import InvalidCheckpoint
+from visiongate.model.config import ModelConfig
+from visiongate.model.cuda import CudaQwen3VL
+from visiongate.model.weights import weight_files
+
+PIECE_BYTES: Final = 32 * 1024 * 1024
+NUM_THREADS: Final = 8
+
+_DTYPES: Final = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Bytes [offset, offset + num_bytes) of a file, for elements [first, ...) of a tensor."""
+
+    file: Path
+    offset: int
+    num_bytes: int
+    dtype: torch.dtype
+    target: Tensor
+    first: int
+
+
+def load_on_device(path: str | Path, dtype: torch.dtype, device: torch.device) -> CudaQwen3VL:
+    """A checkpoint on `device`, its numbers turned into `dtype`.
+
+    Raises InvalidCheckpoint when tensors are missing, left over, cut or of the wrong shape.
+    """
+    folder = Path(path)
+    model = CudaQwen3VL(ModelConfig.from_pretrained(folder), dtype, device)
+    copy_weights(folder, model.named())
+    return model
+
+
+def copy_weights(folder: Path, targets: dict[str, Tensor]) -> None:
+    """Fills every target from the tensor of its name; raises InvalidCheckpoint."""
+    pieces = list(_pieces(folder, targets))
+    readers = threading.local()
+
+    def copy(piece: _Piece) -> None:
+        if not hasattr(readers, "own"):
+            readers.own = _Reader(piece.target.device)
+        readers.own.copy(piece)
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for _ in pool.map(copy, pieces):
+            pass
+    if pieces and pieces[0].target.is_cuda:
+        torch.cuda.synchronize(pieces[0].target.device)
+
+
+def _pieces(folder: Path, targets: dict[str, Tensor]) -> Iterator[_Piece]:
+    """Where every part of every tensor lies; raises InvalidCheckpoint before anything is read."""
+    missing = set(targets)
+    for file in weight_files(folder):
+        header, data_start = _header(file)
+        for name, entry in header.items():
+            if name == "__metadata__" or (name == "lm_head.weight" and name not in targets):
+                continue
+            if name not in targets:
+                raise InvalidCheckpoint(f"{file.name} holds {name}, which this model has not")
+            target, dtype = targets[name], _DTYPES.get(entry["dtype"])
+            if dtype is None or tuple(entry["shape"]) != tuple(target.shape):
+                raise InvalidCheckpoint(
+                    f"{name} is {entry['dtype']} {tuple(entry['shape'])} in {file.name}; "
+                    f"config.json asks for {tuple(target.shape)}"
+                )
+            missing.discard(name)
+            begin, end = entry["data_offsets"]
+            for offset in range(begin, end, PIECE_BYTES):
+                yield _Piece(
+                    file,
+                    data_start + offset,
+                    min(PIECE_BYTES, end - offset),
+                    dtype,
+                    target,
+                    (offset - begin) // dtype.itemsize,
+                )
+    if missing:
+        raise InvalidCheckpoint(
+            f"{folder.name} lacks {len(missing)} tensors, the first is {min(missing)}; "
+            "the download may be incomplete"
+        )
+
+
+def _header(file: Path) -> tuple[dict[str, dict], int]:  # type: ignore[type-arg]  # JSON
+    """The header of a safetensors file and where its data begins."""
+    try:
+        with file.open("rb") as handle:
+            (num_bytes,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(num_bytes))
+        last = max(entry["data_offsets"][1] for entry in header.values() if "shape" in entry)
+    except (OSError, ValueError, struct.error, KeyError) as error:
+        raise _damaged(file) from error
+    if file.stat().st_size < 8 + num_bytes + last:
+        raise _damaged(file)
+    return header, 8 + num_bytes
+
+
+def _damaged(file: Path) -> InvalidCheckpoint:
+    return InvalidCheckpoint(
+        f"{file.name} is damaged or incomplete: fetch it again with `visiongate pull`"
+    )
+
+
+class _Reader:
+    """One thread's pinned buffers and stream; a buffer is reused once its copy is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_cuda = device.type == "cuda"
+        self.buffers = [
+            torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=self.is_cuda) for _ in range(2)
+        ]
+        self.stream = torch.cuda.Stream(device) if self.is_cuda else None
+        self.events: list[torch.cuda.Event | None] = [None, None]
+        self.turn = 0
+
+    def copy(self, piece: _Piece) -> None:
+        """Reads a piece and sends it on its way; returns before the copy is done."""
+        self.turn = 1 - self.turn
+        event = self.events[self.turn]
+        if event is not None:
+            event.synchronize()
+        buffer = self.buffers[self.turn][: piece.num_bytes]
+        _read(piece.file, piece.offset, buffer)
+        values = buffer.view(piece.dtype)
+        target = piece.target.view(-1)[piece.first : piece.first + len(values)]
+        if self.stream is None:
+            target.copy_(values)
+            return
+        with torch.cuda.stream(self.stream):
+            target.copy_(values, non_blocking=True)
+            self.events[self.turn] = self.stream.record_event()
+
+
+def _read(file: Path, offset: int, buffer: Tensor) -> None:
+    view = memoryview(buffer.numpy().data)
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        done = 0
+        while done < len(view):
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if count == 0:
+                raise _damaged(file)
+            done += count
+    finally:
+        os.close(descriptor)

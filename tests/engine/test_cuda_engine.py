@@ -1,0 +1,240 @@
+"""The engine on a GPU against the engine on the CPU, on the embedded weights.
+
+Without a GPU the same path runs through Triton's interpreter, on fewer and shorter answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image as PillowImage
+from safetensors.torch import save_file
+
+IS_CUDA = torch.cuda.is_available()
+if not IS_CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
+
+pytest.importorskip("triton")
+
+from tests.engine.conftest import WEIGHTS, Desk  # noqa: E402  # after the variable is set
+from tests.pictures import draw_receipt  # noqa: E402
+from visiongate.engine.engine import Engine  # noqa: E402
+from visiongate.engine.image import decode  # noqa: E402
+from visiongate.engine.prompt import PromptBuilder  # noqa: E402
+from visiongate.engine.tokenizer import Tokenizer  # noqa: E402
+from visiongate.engine.types import EngineSettings, Grammar, Image  # noqa: E402
+from visiongate.model.config import ModelConfig  # noqa: E402
+from visiongate.model.cuda import CudaQwen3VL  # noqa: E402
+from visiongate.model.qwen3vl import Qwen3VL  # noqa: E402
+from visiongate.model.upload import load_on_device  # noqa: E402
+from visiongate.model.weights import load_model  # noqa: E402
+
+DEVICE = "cuda:0" if IS_CUDA else "cpu"
+cuda = pytest.mark.skipif(not IS_CUDA, reason="needs an NVIDIA GPU")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded weights; for the interpreter, which is slow, a random model of two layers."""
+    if IS_CUDA:
+        return WEIGHTS
+    small = tmp_path_factory.mktemp("small")
+    shutil.copytree(WEIGHTS, small, dirs_exist_ok=True)
+    config = json.loads((WEIGHTS / "config.json").read_text())
+    config["text_config"] |= {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 32,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip
+    config["text_config"]["rope_parameters"]["mrope_section"] = [6, 5, 5]
+    config["vision_config"] |= {
+        "hidden_size": 64, "intermediate_size": 128, "depth": 2, "num_heads": 2,
+        "out_hidden_size": 64, "deepstack_visual_indexes": [0, 1],
+    }  # fmt: skip
+    (small / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(4)
+    weights = {
+        name: torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5
+        for name, tensor in Qwen3VL(ModelConfig.from_pretrained(small)).state_dict().items()
+    }
+    save_file(weights, small / "model.safetensors")
+    return small
+
+
+@pytest.fixture(scope="module")
+def fused(folder: Path) -> CudaQwen3VL:
+    return load_on_device(folder, torch.float32, torch.device(DEVICE))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Qwen3VL:
+    """The CPU's: what `make_desk` uses here."""
+    return load_model(folder)
+
+
+@pytest.fixture
+def make_fused(
+    fused: CudaQwen3VL, tokenizer: Tokenizer, builder: PromptBuilder
+) -> Callable[..., Desk]:
+    """Makes engines on the GPU that share the loaded weights."""
+
+    def make(**settings: object) -> Desk:
+        base = EngineSettings(
+            device=DEVICE, cache_tokens=2048, block_size=64, chunk_tokens=640, max_num_seqs=4
+        )
+        chosen = dataclasses.replace(base, **settings)  # type: ignore[arg-type]
+        return Desk(Engine(fused, tokenizer, chosen), builder)
+
+    return make
+
+
+def plain_picture(width: int = 96, height: int = 64) -> Image:
+    buffer = io.BytesIO()
+    PillowImage.new("RGB", (width, height), (200, 30, 30)).save(buffer, "PNG")
+    return decode(buffer.getvalue())
+
+
+def receipt(seed: int) -> Image:
+    return decode(draw_receipt(seed).png)
+
+
+def test_short_answers_equal_the_cpus(
+    make_fused: Callable[..., Desk], make_desk: Callable[..., Desk]
+) -> None:
+    """Greedy, drawn at random, under a grammar, with log probabilities; one after another."""
+    picture = plain_picture()
+    ours, theirs = make_fused(), make_desk()
+    for params in (
+        {},
+        {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "seed": 5},
+        {"temperature": 1.0, "min_p": 0.01, "seed": 6},
+        {"grammar": Grammar("json_object")},
+        {"num_logprobs": 2, "repetition_penalty": 1.1},
+    ):
+        ours_answer = ours.ask("Colour?", picture, max_tokens=4, **params)
+        theirs_answer = theirs.ask("Colour?", picture, max_tokens=4, **params)
+        assert ours_answer.text == theirs_answer.text, params
+        assert ours_answer.finals[0].finish_reason == theirs_answer.finals[0].finish_reason
+        assert ours_answer.usage.completion_tokens == theirs_answer.usage.completion_tokens
+
+
+def test_together_as_alone(make_fused: Callable[..., Desk], make_desk: Callable[..., Desk]) -> None:
+    """Answers of different lengths leave and join the graph's rows; each stays what it was."""
+    ours, theirs = make_fused(), make_desk()
+    asks = [("Hello", 3), ("Who are you?", 6), ("One two", 1)]
+    keys = [ours.add(question, max_tokens=count) for question, count in asks]
+    ours.run()
+    for key, (question, count) in zip(keys, asks, strict=True):
+        assert ours.answers[key].text == theirs.ask(question, max_tokens=count).text
+
+
+def test_an_abort_between_a_step_and_the_next_under_way(make_fused: Callable[..., Desk]) -> None:
+    """The step that was launched ahead for it is dropped, its blocks are free at once."""
+    ours = make_fused()
+    first = ours.add("Hello there", max_tokens=30, ignore_eos=True)
+    while ours.answers[first].num_tokens < 2:
+        ours.step()
+    assert ours.engine._ahead is not None
+    ours.engine.abort(first)
+    del ours.answers[first]
+    assert ours.engine.blocks.num_free == ours.engine.blocks.num_blocks
+    second = ours.ask("Who are you?", max_tokens=4)
+    assert second.text == make_fused().ask("Who are you?", max_tokens=4).text
+
+
+@cuda
+@pytest.mark.cuda
+def test_receipts_read_as_on_the_cpu(
+    make_fused: Callable[..., Desk], make_desk: Callable[..., Desk]
+) -> None:
+    ours, theirs = make_fused(max_num_seqs=16, cache_tokens=32768), make_desk(cache_tokens=8192)
+    questions = ["What is the total?", "Read all text.", "What is the date?", "List the items."]
+    asks = []
+    for seed in range(12):
+        picture = receipt(seed)
+        asks += [(question, picture) for question in questions]
+    keys = [ours.add(question, picture) for question, picture in asks]
+    ours.run()
+    for key, (question, picture) in zip(keys, asks, strict=True):
+        alone = make_fused().ask(question, picture)
+        assert ours.answers[key].text == alone.text  # in any company
+        assert alone.text == theirs.ask(question, picture).text  # and as on the CPU
+
+
+@cuda
+@pytest.mark.cuda
+def test_bfloat16_in_any_company_twice(tokenizer: Tokenizer, builder: PromptBuilder) -> None:
+    model = load_on_device(WEIGHTS, torch.bfloat16, torch.device(DEVICE))
+    settings = EngineSettings(
+        precision="bfloat16", device=DEVICE, cache_tokens=65536, block_size=64, max_num_seqs=32,
+        chunk_tokens=640,
+    )  # fmt: skip
+    pictures = [receipt(seed) for seed in range(8)]
+    asks = [
+        (question, picture, seed)
+        for seed, picture in enumerate(pictures)
+        for question in ("What is the total?", "Read all text.")
+    ]
+
+    def answers(together: int) -> list[str]:
+        desk = Desk(Engine(model, tokenizer, settings), builder)
+        texts = []
+        for begin in range(0, len(asks), together):
+            keys = [
+                desk.add(q, p, temperature=0.5 * (seed % 2), seed=seed)
+                for q, p, seed in asks[begin : begin + together]
+            ]
+            desk.run()
+            texts += [desk.answers[key].text for key in keys]
+        return texts
+
+    alone = answers(1)
+    assert answers(16) == alone
+    assert answers(16) == alone
+    assert answers(5) == alone
+
+
+@cuda
+@pytest.mark.cuda
+def test_two_thousand_mixed_requests_leave_memory_as_it_was(
+    fused: CudaQwen3VL, tokenizer: Tokenizer, builder: PromptBuilder
+) -> None:
+    """Every answer equals the one given alone; aborts, short caches and preemption in between."""
+    settings = EngineSettings(
+        device=DEVICE, cache_tokens=8192, block_size=64, max_num_seqs=32, chunk_tokens=640
+    )
+    desk = Desk(Engine(fused, tokenizer, settings), builder)
+    pictures = [receipt(seed) for seed in range(10)]
+    questions = ["What is the total?", "What is the date?", "Who served?", "Read all text."]
+    alone = {
+        (question, index): desk.ask(question, picture).text
+        for question in questions
+        for index, picture in enumerate(pictures)
+    }
+    choices = random.Random(3)
+    keys: dict[str, tuple[str, int]] = {}
+    before = 0
+    for number in range(2000):
+        question, index = choices.choice(questions), choices.randrange(len(pictures))
+        key = desk.add(question, pictures[index], salt=bytes([choices.randrange(4)]))
+        if choices.random() < 0.1:
+            desk.step()
+            desk.engine.abort(key)
+            del desk.answers[key]
+        else:
+            keys[key] = (question, index)
+        if number % 40 == 39:
+            desk.run()
+        if number == 400:
+            before = torch.cuda.memory_reserved()
+    desk.run()
+    assert all(desk.answers[key].text == alone[what] for key, what in keys.items())
+    assert torch.cuda.memory_reserved() <= before * 1.02

@@ -1,0 +1,83 @@
+"""The Triton kernels compile for every card we name, also where there is none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+COMPILE_ALL = """
+import sys
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+from visiongate.kernels.cuda import ops
+
+CAPABILITY = int(sys.argv[1])
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
+compiled = set()
+
+def compile_instead(self, *args, grid, warmup, **options):
+    options = {k: v for k, v in options.items() if k not in ("debug", "instrumentation_mode")}
+    signature, constants, attributes = {}, {}, {}
+    for place, (param, value) in enumerate(zip(self.params, args, strict=True)):
+        if param.is_constexpr:
+            signature[param.name], constants[(place,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[param.name] = TYPES[value.dtype]
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[param.name] = "fp32" if isinstance(value, float) else "i32"
+            if value % 16 == 0:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(self, signature, constants, attributes)
+    triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
+    compiled.add(self.__name__)
+
+JITFunction.run = compile_instead
+meta = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device="meta")
+i32, f32 = torch.int32, torch.float32
+for dtype, pdl in ((torch.bfloat16, CAPABILITY >= 90), (torch.float32, False)):
+    ops.embed_rows(meta(8, dtype=i32), meta(8, dtype=i32), meta(8, dtype=i32),
+                   meta(100, 2560, dtype=dtype), meta(8, 2560, dtype=f32))
+    for parts in (None, meta(4, 8, 2560, dtype=f32), meta(1, 8, 2560, dtype=dtype)):
+        ops.add_norm(meta(8, 2560, dtype=f32), parts, meta(2560, dtype=dtype),
+                     meta(8, 2560, dtype=dtype), 1e-6, pdl=pdl)
+    ops.silu_mul(meta(8, 2 * 9728, dtype=dtype), meta(8, 9728, dtype=dtype), pdl=pdl)
+    ops.qk_norm_rope_store(
+        meta(8, 6144, dtype=dtype), meta(128, dtype=dtype), meta(128, dtype=dtype),
+        meta(8, 64, dtype=f32), meta(8, 64, dtype=f32), meta(640, 8, 128, dtype=dtype),
+        meta(640, 8, 128, dtype=dtype), meta(8, dtype=torch.int64), 1e-6)
+    ops.rotate_vision(
+        meta(8, 3, 16, 64, dtype=dtype), meta(8, 32, dtype=f32), meta(8, 32, dtype=f32), 16)
+    space = ops.AttentionSpace(8, 100, 32, 8, 128, torch.device("meta"))
+    ints = [meta(8, dtype=i32) for _ in range(3)]
+    ops.decode_attention(
+        meta(8, 6144, dtype=dtype), meta(128, dtype=dtype), meta(128, dtype=dtype),
+        meta(4096, 64, dtype=f32), meta(4096, 64, dtype=f32), meta(640, 8, 128, dtype=dtype),
+        meta(640, 8, 128, dtype=dtype), *ints, meta(8, 20, dtype=i32), space,
+        meta(8, 4096, dtype=dtype), block_size=64, eps=1e-6, pdl=pdl)
+    ops.prompt_attention(
+        meta(256, 6144, dtype=dtype), meta(640, 8, 128, dtype=dtype),
+        meta(640, 8, 128, dtype=dtype), meta(20, dtype=i32),
+        meta(2, dtype=i32), meta(256, 4096, dtype=dtype), block_size=64)
+    argmax = ops.ArgmaxSpace(8, torch.device("meta"))
+    ops.argmax_rows(meta(8, 151936, dtype=f32), argmax, meta(8, dtype=i32), pdl=pdl)
+print(" ".join(sorted(compiled)))
+"""
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_kernel_compiles(capability: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE_ALL, str(capability)],
+        capture_output=True, text=True, check=False, timeout=110,
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.split()) == 9
