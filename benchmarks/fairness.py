@@ -156,7 +156,9 @@ def main() -> None:
             keys.append(next(x.split()[1] for x in text.splitlines() if x.startswith("key:")))
         with serve(folder) as server:
             for kind in arguments.kinds.split(","):
-                found = [measure(server, keys[0], keys[1], kind, run) for run in range(arguments.runs)]
+                found = [
+                    measure(server, keys[0], keys[1], kind, run) for run in range(arguments.runs)
+                ]
                 medians = {
                     name: round(statistics.median(run[name] for run in found), 4)
                     for name in found[0]

@@ -28,7 +28,8 @@ def test_a_named_number_of_tokens_is_taken_as_it_is() -> None:
     assert fitting_cache_tokens(settings, WEIGHTS, "cpu") == 50_000
 
 
-def test_a_switch_without_effect_is_told_at_the_start() -> None:
+def test_a_switch_without_effect_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     told = warnings_of(load(environ={"USE_ONNX_RUNTIME": "true"}), has_keys=False)
     assert any("USE_ONNX_RUNTIME=true has no effect" in line for line in told)
     assert not any("ONNX" in line for line in warnings_of(load(), has_keys=False))

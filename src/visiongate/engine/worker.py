@@ -261,6 +261,8 @@ def _load(settings: WorkerSettings, outbox: _Outbox) -> tuple[Engine, ModelInfo]
     clock.begin("weights", 0.2)
     folder = Path(settings.model_path)
     engine = Engine.from_pretrained(folder, engine_settings)
+    clock.begin("pictures", 0.8)
+    onnx = _use_onnx(engine, folder) if engine_settings.use_onnx_runtime else ""
     clock.begin("warm-up", 0.9)
     engine.warm_up()
     seconds = clock.end()
@@ -271,7 +273,7 @@ def _load(settings: WorkerSettings, outbox: _Outbox) -> tuple[Engine, ModelInfo]
         num_parameters=num_parameters(folder),
         precision=engine_settings.precision,
         device=engine_settings.device,
-        backend=kernels.backend() if engine_settings.device == "cpu" else "cuda",
+        backend=(kernels.backend() if engine_settings.device == "cpu" else "cuda") + onnx,
         max_context_tokens=engine.max_context,
         num_threads=threads,
         weights_bytes=num_weight_bytes(folder),
@@ -280,6 +282,23 @@ def _load(settings: WorkerSettings, outbox: _Outbox) -> tuple[Engine, ModelInfo]
         load_seconds=seconds,
     )
     return engine, info
+
+
+def _use_onnx(engine: Engine, folder: Path) -> str:
+    """Moves the vision tower to ONNX Runtime; says so for `backend`, or warns and does nothing."""
+    from visiongate.model.onnx import OnnxUnavailable, open_tower
+    from visiongate.model.vision import VisionTower
+
+    try:
+        tower = engine.encoder.tower
+        if engine.settings.device != "cpu" or not isinstance(tower, VisionTower):
+            raise OnnxUnavailable("it is for the CPU, and this worker has a GPU")
+        onnx = open_tower(tower, folder, engine.settings.num_threads)
+    except OnnxUnavailable as error:
+        logger.warning("USE_ONNX_RUNTIME has no effect: %s", error.message)
+        return ""
+    engine.encoder.tower = onnx
+    return f", pictures in {onnx.name}"
 
 
 def _choose_device(settings: WorkerSettings) -> tuple[EngineSettings, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from importlib import resources
 from pathlib import Path
@@ -54,6 +55,7 @@ def workers_of(settings: Settings, path: Path) -> list[WorkerSettings]:
                 max_num_seqs=settings.max_concurrency,
                 max_prefills=batch_size_of(settings),
                 cache_tokens=fitting_cache_tokens(settings, path, device),
+                use_onnx_runtime=settings.use_onnx_runtime,
             ),
             fall_back_to_cpu=settings.cpu_fallback,
         )
@@ -142,10 +144,10 @@ def warnings_of(settings: Settings, *, has_keys: bool) -> list[str]:
             f"BATCH_SIZE={settings.batch_size} needs 12 GB of memory and there are "
             f"{memory_limit() // MIB} MB; it stays at 1"
         )
-    if settings.use_onnx_runtime:
+    if settings.use_onnx_runtime and importlib.util.find_spec("onnxruntime") is None:
         found.append(
-            "USE_ONNX_RUNTIME=true has no effect: this version computes with its own kernels, "
-            "and has no ONNX Runtime execution"
+            "USE_ONNX_RUNTIME=true has no effect: onnxruntime is not installed "
+            "(pip install 'visiongate[onnx]'); our own kernels compute"
         )
     if settings.preset == "pro" and not settings.upstream and count_gpus() == 0:
         found.append("no NVIDIA GPU is visible; on the CPU this model is very slow")

@@ -90,7 +90,7 @@ class Settings(BaseModel):
         0, ge=0, le=1024, description="Compute threads; 0 follows the CPU quota of the container."
     )
     use_onnx_runtime: bool = Field(
-        False, description="Accepted for old start lines; our own kernels compute and say so."
+        False, description="Encode pictures in ONNX Runtime on the CPU (extra `onnx`)."
     )
     cache_tokens: int = Field(
         0, ge=0, le=100_000_000, description="Tokens in the key-value cache; 0 sizes it by memory."

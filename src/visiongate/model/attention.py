@@ -93,11 +93,13 @@ def attend_within(
     if has_kernels(q):
         starts = [0, *itertools.accumulate(lengths)]
         return kernels.vision_attention(q, k, v, starts, products=products)
-    out = torch.empty_like(q)
-    start = 0
-    for length in lengths:
-        rows = slice(start, start + length)
-        start += length
-        query, key, value = (x[rows].transpose(0, 1)[None] for x in (q, k, v))
-        out[rows] = F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1)
-    return out
+    if len(lengths) > 1:
+        pictures = zip(*(torch.split(x, list(lengths)) for x in (q, k, v)), strict=True)
+        return torch.cat([_attend_fully(*picture) for picture in pictures])
+    return _attend_fully(q, k, v)
+
+
+def _attend_fully(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every row sees every other: q, k, v (N, H, D)."""
+    query, key, value = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(query, key, value)[0].transpose(0, 1)

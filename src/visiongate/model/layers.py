@@ -16,8 +16,10 @@ from visiongate import kernels
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Whether the native kernels can compute on this tensor; they keep no gradients."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and kernels.backend() != "torch"
+    """Whether the native kernels can compute on this tensor; they keep no gradients, no graph."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False
+    return kernels.backend() != "torch"
 
 
 M = TypeVar("M", bound=nn.Module)

@@ -21,6 +21,7 @@ from visiongate.errors import InvalidCheckpoint
 from visiongate.model import packed_file
 from visiongate.model.config import ModelConfig, read_json
 from visiongate.model.qwen3vl import Qwen3VL
+from visiongate.model.vision import VisionTower
 
 
 def load_model(
@@ -45,6 +46,17 @@ def load_model(
         pack(model, Path(path), precision, device)
     widen_small_parameters(model)
     return model
+
+
+def load_tower(path: str | Path) -> VisionTower:
+    """A checkpoint's vision tower alone, float32, unpacked."""
+    with torch.device("meta"):
+        model = Qwen3VL(ModelConfig.from_pretrained(path))
+    assign_weights(model, path)
+    tower = model.visual.requires_grad_(False).eval()
+    for parameter in tower.parameters():
+        parameter.data = parameter.data.float()
+    return tower
 
 
 def pack(
