@@ -59,6 +59,7 @@ logger = logging.getLogger(__name__)
 GPU_CACHE_SHARE = 0.8
 """Of a card's memory that is free after loading; the rest is for pictures and steps."""
 
+PREFILL_SECONDS_ALONE = 2.5
 LEAST_PREFILL_ALONE = 256
 LEAST_PREFILL_STREAMING = 32
 """Prompt tokens that a step computes even where that takes long: fewer would waste the weights' way
@@ -204,6 +205,8 @@ class Engine:
         """Forgets features and prefixes that nobody uses now."""
         self.features.clear()
         self.blocks.clear()
+        if self.runner.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     # ---- requests
 
@@ -296,13 +299,13 @@ class Engine:
         return min(whole, max(whole / 10, self._step_seconds))
 
     def _prefill_budget(self) -> int:
-        """Prompt tokens of the next step: a slice's worth while others stream, else a second's."""
+        """Prompt tokens of the next step: a slice's worth while others stream, else seconds'."""
         streaming = self.scheduler.num_streaming > 0
         least = LEAST_PREFILL_STREAMING if streaming else LEAST_PREFILL_ALONE
         rate = self._seconds_per_prefill_token
         if not rate:
             return least
-        seconds = self.settings.slice_seconds if streaming else 1.0
+        seconds = self.settings.slice_seconds if streaming else PREFILL_SECONDS_ALONE
         return max(least, min(int(seconds / rate), self.settings.max_step_tokens))
 
     def _has_work_before(self, job: EncodeJob, chunks: Seq[Chunk]) -> bool:

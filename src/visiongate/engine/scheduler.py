@@ -18,6 +18,9 @@ from visiongate.engine.shares import Shares
 SHORT_PROMPT = 32
 """Prompt tokens that nobody is held back for: they take about as long as one step of answers."""
 
+LEAST_BEFORE_PICTURE = 64
+"""Fewer tokens before a picture wait for it: alone they would cost a way through all weights."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
@@ -87,11 +90,14 @@ class Scheduler:
 
     def commit(self, sequence: Sequence, num_computed_tokens: int) -> None:
         """Records what a step computed, and lets others share the blocks that are now full."""
+        size = self.pool.block_size
+        full = slice(sequence.num_computed_tokens // size, num_computed_tokens // size)
         sequence.num_computed_tokens = num_computed_tokens
         sequence.drop_used_features()
-        names = sequence.namer.extend(sequence.token_ids[:num_computed_tokens])
-        for block, name in zip(sequence.block_table, names, strict=False):
-            self.pool.publish(block, name)
+        if full.start < full.stop:
+            names = sequence.namer.extend(sequence.token_ids[:num_computed_tokens])
+            for block, name in zip(sequence.block_table[full], names[full], strict=True):
+                self.pool.publish(block, name)
 
     def remove(self, sequence: Sequence) -> None:
         """Ends a sequence, wherever it is; its blocks are free at once."""
@@ -169,7 +175,10 @@ class Scheduler:
     def _chunk_size(self, sequence: Sequence, budget: int) -> int:
         """How many tokens of a prompt to compute now; 0 while it waits for a picture."""
         if not self.chunk_tokens:
-            return min(budget, sequence.num_ready_tokens - sequence.num_computed_tokens)
+            left = sequence.num_ready_tokens - sequence.num_computed_tokens
+            if left < LEAST_BEFORE_PICTURE and sequence.needed_images():
+                return 0
+            return -(-left // max(1, -(-left // budget)))  # even parts: no short one at the end
         if sequence.needed_images():
             return 0
         left = len(sequence.token_ids) - sequence.num_computed_tokens

@@ -255,7 +255,7 @@ class EngineSettings:
     num_threads: int | None = None
     max_num_seqs: int = 3
     max_prefills: int = 1
-    max_step_tokens: int = 512
+    max_step_tokens: int = 1024
     cache_tokens: int = 16384
     block_size: int = 16
     feature_cache_bytes: int = 256 * 1024 * 1024

@@ -98,43 +98,57 @@ struct RowState {
   float sum = 0;           // of the probabilities, relative to the maximum
 };
 
-// Turns one row of scores into probabilities over its first `num_visible` keys, and zeros after them.
-// Returns what the row's earlier sums must be multiplied with.
-template <bool kIsWhole, class T>
-inline float soften(const float* scores, T* probabilities, int64_t num_visible, float c,
-                    RowState& row) {
+// The part of a row of scores that may be seen: `part` in the first lanes, `other` in those after
+// key `num_visible`.
+template <bool kIsWhole>
+inline __attribute__((always_inline)) Simd::Float visible_part(int64_t vector, int64_t num_visible,
+                                                               Simd::Float part,
+                                                               Simd::Float other) {
+  if (kIsWhole) return part;
+  const int64_t left = larger(0, smaller(Simd::kLanes, num_visible - vector * Simd::kLanes));
+  return Simd::first_lanes((int)left, part, other);
+}
+
+// The largest of a row's visible scores.
+template <bool kIsWhole>
+inline __attribute__((always_inline)) float highest_score(const float* scores,
+                                                          int64_t num_visible) {
   constexpr int64_t kVectors = kKeys / Simd::kLanes;
-  constexpr int kDegree = sizeof(T) == 4 ? 5 : 3;  // bfloat16 probabilities need fewer terms
   const Simd::Float low = Simd::set1(-1e30f);
-  const auto visible_part = [&](int64_t v, Simd::Float part, Simd::Float other) {
-    if (kIsWhole) return part;
-    const int64_t left = larger(0, smaller(Simd::kLanes, num_visible - v * Simd::kLanes));
-    return Simd::first_lanes((int)left, part, other);
-  };
-  Simd::Float top = low;
+  Simd::Float tops[2] = {low, low};
 #pragma GCC unroll 8
   for (int64_t v = 0; v < kVectors; ++v)
-    top = Simd::max(top, visible_part(v, Simd::load(scores + v * Simd::kLanes), low));
-  const float highest = Simd::largest(top) * c;
-  const float maximum = highest > row.maximum ? highest : row.maximum;
+    tops[v % 2] = Simd::max(tops[v % 2],
+                            visible_part<kIsWhole>(v, num_visible,
+                                                   Simd::load(scores + v * Simd::kLanes), low));
+  return Simd::largest(Simd::max(tops[0], tops[1]));
+}
+
+// Writes 2 ** (scores * c - maximum) for the visible keys and zeros after them; returns their sums.
+template <bool kIsWhole, class T>
+inline __attribute__((always_inline)) Simd::Float soften(const float* scores, T* probabilities,
+                                                         int64_t num_visible, float c,
+                                                         float maximum) {
+  constexpr int64_t kVectors = kKeys / Simd::kLanes;
+  constexpr int kDegree = sizeof(T) == 4 ? 5 : 3;  // bfloat16 probabilities need fewer terms
   const Simd::Float shift = Simd::set1(-maximum), factor = Simd::set1(c);
   Simd::Float total = Simd::zero();
 #pragma GCC unroll 8
   for (int64_t v = 0; v < kVectors; ++v) {
     Simd::Float p = exp2<kDegree>(Simd::fma(Simd::load(scores + v * Simd::kLanes), factor, shift));
-    p = visible_part(v, p, Simd::zero());
+    p = visible_part<kIsWhole>(v, num_visible, p, Simd::zero());
     total = Simd::add(total, p);
     Simd::store(probabilities + v * Simd::kLanes, p);
   }
-  float keep = 1.0f;
-  if (maximum != row.maximum) {
-    float lanes[Simd::kLanes];
-    Simd::store(lanes, exp2<kDegree>(Simd::set1(row.maximum - maximum)));
-    keep = lanes[0];
-  }
-  row.maximum = maximum;
-  row.sum = row.sum * keep + Simd::sum(total);
-  return keep;
+  return total;
+}
+
+// 2 ** x of one number.
+template <int Degree>
+inline float exp2_of(float x) {
+  float lanes[Simd::kLanes];
+  Simd::store(lanes, exp2<Degree>(Simd::set1(x)));
+  return lanes[0];
 }
 
 // One item of work: rows of one sequence under one key head, and their running state.
@@ -210,34 +224,55 @@ struct AttentionTask {
     for (int64_t row = 0; row < num_rows(); ++row) states[row] = RowState();
   }
 
-  // Adds one block of keys to `kRows` rows.
+  // Adds one block of keys to `kRows` rows. Keys that none of them sees are left out: they would
+  // add exactly nothing.
   template <int kRows>
   void attend_tile(int64_t first_row, int64_t begin, int64_t count) {
     const int64_t D = call.D, num_steps = D / kUnit;
+    count = smaller(count, visible(first_row + kRows - 1) - begin);
     const int64_t num_panels = (count + kPanel - 1) / kPanel;
     for (int64_t panel = 0; panel < num_panels; ++panel)
       multiply_columns<Product, kRows, kUnit, kRows * kUnit, true>(
           q + first_row * D, key_panels + panel * kPanel * D, kPanel * kUnit,
           scores + panel * kPanel, kKeys, kPanel, num_steps, Nothing());
-    const float c = call.scale * 1.44269504f;
-    for (int64_t r = 0; r < kRows; ++r) {
-      const int64_t row = first_row + r;
-      const int64_t num_visible = smaller(count, visible(row) - begin);
-      if (num_visible <= 0) {
-        memset(softened + r * kKeys, 0, kKeys * sizeof(T));
-        continue;
-      }
-      const float* row_scores = scores + r * kKeys;
-      T* probabilities = softened + r * kKeys;
-      const float keep =
-          num_visible == kKeys
-              ? soften<true>(row_scores, probabilities, num_visible, c, states[row])
-              : soften<false>(row_scores, probabilities, num_visible, c, states[row]);
-      if (keep != 1.0f) scale_row(sums + row * padded_D, keep);
-    }
+    if (visible(first_row) - begin >= kKeys && count == kKeys)
+      soften_tile<kRows, true>(first_row, begin, count);
+    else
+      soften_tile<kRows, false>(first_row, begin, count);
     multiply_columns<Product, kRows, kKeys, kUnit, false>(
         softened, values, padded_D * kUnit, sums + first_row * padded_D, padded_D, padded_D,
         (count + kUnit - 1) / kUnit, Nothing());
+  }
+
+  // Scores to probabilities. Each stage is done for all rows before the next begins, because a
+  // row's own stages wait for each other.
+  template <int kRows, bool kIsWhole>
+  void soften_tile(int64_t first_row, int64_t begin, int64_t count) {
+    constexpr int kDegree = sizeof(T) == 4 ? 5 : 3;
+    const float c = call.scale * 1.44269504f;
+    int64_t num_visible[kRows];
+    float highest[kRows];
+    Simd::Float totals[kRows];
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) {
+      num_visible[r] = kIsWhole ? kKeys : smaller(count, visible(first_row + r) - begin);
+      highest[r] = c * highest_score<kIsWhole>(scores + r * kKeys, num_visible[r]);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      RowState& row = states[first_row + r];
+      if (!kIsWhole && num_visible[r] <= 0) continue;
+      if (highest[r] <= row.maximum) continue;
+      const float keep = exp2_of<kDegree>(row.maximum - highest[r]);
+      row.maximum = highest[r];
+      row.sum *= keep;
+      scale_row(sums + (first_row + r) * padded_D, keep);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r)
+      totals[r] = soften<kIsWhole>(scores + r * kKeys, softened + r * kKeys, num_visible[r], c,
+                                   states[first_row + r].maximum);
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) states[first_row + r].sum += Simd::sum(totals[r]);
   }
 
   void scale_row(float* row, float factor) const {
