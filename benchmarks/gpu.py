@@ -24,6 +24,7 @@ import triton.language as tl
 
 from benchmarks.gpu_shape import config_4b, random_model
 from visiongate.engine.cuda_runner import PROMPT_BUCKETS, CudaRunner
+from visiongate.kernels.cuda import ops
 from visiongate.model.cuda import CudaQwen3VL, PromptState
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
 from visiongate.model.vision import to_patches
@@ -104,11 +105,7 @@ def decode(results: Results, model: CudaQwen3VL) -> None:
     """Graph replays alone, ragged contexts around 1120: what the engine's steps can reach."""
     pool = make_pool(model, 64 * 1280)
     runner = CudaRunner(model, pool, max_rows=64, max_context=4096)
-    begin = time.perf_counter()
-    runner.warm_up()
-    torch.cuda.synchronize()
-    results["graphs_seconds"] = time.perf_counter() - begin
-    for rows in (1, 2, 4, 8, 16, 32, 64):
+    for rows in (1, 8, 32, 64):
         state = runner._state(rows)
         contexts = [CONTEXT + 64 + (37 * row) % 129 - 64 for row in range(rows)]
         parts = [-(-context // 128) for context in contexts]
@@ -126,6 +123,48 @@ def decode(results: Results, model: CudaQwen3VL) -> None:
         spent = milliseconds(lambda graph=graph: [graph.replay() for _ in range(20)]) / 20  # type: ignore[misc]
         limit = step_bytes(model, contexts) / results["read_tb_s"] / 1e9
         results[f"decode_{rows}"] = {"ms": spent, "limit_ms": limit, "share": limit / spent}
+
+
+def tune(results: Results, model: CudaQwen3VL) -> None:
+    """Attention of a decode step, all layers, for sizes of its parts; sets the best for B = 64."""
+    text = model.config.text
+    pool = make_pool(model, 64 * 1280)
+    device = model.device
+    cos = sin = torch.zeros(4096, text.head_dim // 2, device=device)
+    heads, kv_heads, head = text.num_attention_heads, text.num_key_value_heads, text.head_dim
+    for part, stages in ((128, 2), (256, 3), (512, 3)):
+        ops.PART, ops.STAGES = part, stages
+        for rows in (1, 8, 64):
+            qkv = torch.randn(rows, (heads + 2 * kv_heads) * head, device=device).bfloat16()
+            out = torch.empty(rows, heads * head, device=device, dtype=torch.bfloat16)
+            count = ops.num_parts(1281)
+            space = ops.AttentionSpace(rows, rows * count, heads, kv_heads, head, device)
+            ints = functools.partial(torch.tensor, dtype=torch.int32, device=device)
+            places = ints([1119 + row % 3 for row in range(rows)])
+            first = ints([row * count for row in range(rows)])
+            tables = torch.arange(rows * 20, device=device, dtype=torch.int32).view(rows, 20)
+
+            def attend(
+                qkv: torch.Tensor = qkv,
+                places: torch.Tensor = places,
+                first: torch.Tensor = first,
+                tables: torch.Tensor = tables,
+                space: ops.AttentionSpace = space,
+                out: torch.Tensor = out,
+            ) -> None:
+                for index, layer in enumerate(model.decoder.layers):
+                    ops.decode_attention(
+                        qkv, layer.q_norm, layer.k_norm, cos, sin, pool.keys[index],
+                        pool.values[index], places, places, first, tables, space, out,
+                        block_size=BLOCK, eps=1e-6, pdl=True,
+                    )  # fmt: skip
+
+            attend()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                attend()
+            per_layer = milliseconds(graph.replay) * 1e3 / len(model.decoder.layers)
+            results[f"attention_{part}_{stages}_{rows}_us"] = per_layer
 
 
 def parts(results: Results, model: CudaQwen3VL) -> None:
@@ -163,6 +202,14 @@ def parts(results: Results, model: CudaQwen3VL) -> None:
         state1 = runner._state(1)
         state1.inputs[2:4] = CONTEXT
         profile("decode 1", functools.partial(model.decoder.decode, state1, pool))
+        del runner, pool
+        pool = make_pool(model, 64 * 1280)
+        runner = CudaRunner(model, pool, max_rows=64, max_context=4096)
+        state64 = runner._state(64)
+        state64.inputs[2:4] = CONTEXT
+        state64.inputs[4] = torch.arange(64, device="cuda") * 10
+        state64.tables[:, :20] = torch.arange(64 * 20, device="cuda").view(64, 20)
+        profile("decode 64", functools.partial(model.decoder.decode, state64, pool))
 
 
 def prompt_chunk(features: VisionFeatures, start: int, count: int) -> ForwardBatch:
@@ -224,7 +271,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("sections", nargs="*", default=["limits", "decode", "parts"])
     options = parser.parse_args()
-    torch.set_grad_enabled(False)
+    torch.inference_mode().__enter__()
     results: Results = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -232,7 +279,7 @@ def main() -> None:
     }
     limits(results)
     model = random_model(config_4b(), torch.bfloat16)
-    sections = {"decode": decode, "parts": parts}
+    sections = {"tune": tune, "decode": decode, "parts": parts}
     for name in options.sections:
         if name in sections:
             sections[name](results, model)

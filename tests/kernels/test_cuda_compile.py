@@ -48,6 +48,9 @@ for dtype, pdl in ((torch.bfloat16, CAPABILITY >= 90), (torch.float32, False)):
     for parts in (None, meta(4, 8, 2560, dtype=f32), meta(1, 8, 2560, dtype=dtype)):
         ops.add_norm(meta(8, 2560, dtype=f32), parts, meta(2560, dtype=dtype),
                      meta(8, 2560, dtype=dtype), 1e-6, pdl=pdl)
+    for delta in (None, meta(8, 1024, dtype=dtype)):
+        ops.add_layer_norm(meta(8, 1024, dtype=dtype), delta, meta(1024, dtype=dtype),
+                           meta(1024, dtype=dtype), meta(8, 1024, dtype=dtype), 1e-6)
     ops.silu_mul(meta(8, 2 * 9728, dtype=dtype), meta(8, 9728, dtype=dtype), pdl=pdl)
     ops.qk_norm_rope_store(
         meta(8, 6144, dtype=dtype), meta(128, dtype=dtype), meta(128, dtype=dtype),
@@ -80,4 +83,4 @@ def test_every_kernel_compiles(capability: int) -> None:
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.split()) == 9
+    assert len(done.stdout.split()) == 10

@@ -189,6 +189,19 @@ def test_add_norm(dtype: torch.dtype, num_parts: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_delta", [False, True])
+def test_add_layer_norm(dtype: torch.dtype, has_delta: bool) -> None:
+    x, weight, bias = randn(5, 192, dtype=dtype), randn(192, dtype=dtype), randn(192, dtype=dtype)
+    delta = randn(5, 192, dtype=dtype, seed=1) if has_delta else None
+    out = torch.full((5, 192), torch.nan, device=DEVICE, dtype=dtype)
+    total = x.clone() if delta is None else x + delta
+    ops.add_layer_norm(x, delta, weight, bias, out, EPS)
+    assert torch.equal(x, total)
+    expected = F.layer_norm(total.float(), (192,), weight.float(), bias.float(), EPS)
+    assert error(out, expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_silu_mul(dtype: torch.dtype) -> None:
     gate_up = randn(3, 2 * 832, dtype=dtype)
     out = torch.full((3, 832), torch.nan, device=DEVICE, dtype=dtype)

@@ -113,10 +113,17 @@ class CudaRunner(Runner):
         )
         model.decoder.prepare(max_context)
 
+    @torch.inference_mode()
     def warm_up(self) -> None:
         """Captures every graph, the largest first: the others fit into its memory."""
         if not self.is_cuda:
             return
+        tower, vision = self.model.visual, self.model.config.vision
+        side = 1024 // vision.patch_size
+        width = vision.in_channels * vision.patch_size**2
+        encoding = tower.begin(torch.zeros(side * side, width, device=self.device), [(side, side)])
+        tower.advance(encoding, tower.num_stages)
+        tower.finish(encoding)
         for size in reversed(PROMPT_BUCKETS):
             self._prompt_state(size)
         for size in reversed(self.buckets):
@@ -144,6 +151,7 @@ class CudaRunner(Runner):
             if token is not None:
                 tokens.append(token)
         self._fetch(launched, tokens)
+        launched.draws = any(chunk.draws for chunk in chunks)
         launched.can_follow = len(tokens) == 1 and len(launched.places) == len(decoding) == len(
             chunks
         )

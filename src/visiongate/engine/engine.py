@@ -293,6 +293,8 @@ class Engine:
         Between short slices with nothing else to do no time is lost, and a newcomer is seen soon.
         """
         whole = self.settings.slice_seconds
+        if self.runner.is_beside and not self.scheduler.num_streaming:
+            return 4 * whole  # no answer waits, and the host is ahead of the device
         is_alone = all(sequence.salt == salt for sequence in self._by_id.values())
         if is_alone and self.scheduler.num_streaming:
             return whole
@@ -349,12 +351,13 @@ class Engine:
 
     def _collect(self, launched: Launched) -> list[TokenEvent]:
         """Waits for a step and turns what it gave into news."""
-        chunks = launched.chunks
-        try:
-            outputs = launched.wait()
-        except Exception as error:
-            return self._fail([chunk.sequence for chunk in chunks], error)
-        self._measure(chunks, launched.seconds)
+        chunks, outputs = launched.chunks, launched.outputs
+        if launched.draws:
+            try:
+                outputs = launched.wait()
+            except Exception as error:
+                return self._fail([chunk.sequence for chunk in chunks], error)
+            self._measure(chunks, launched.seconds)
         events = []
         for chunk, output in zip(chunks, outputs, strict=True):
             event = None if self._is_gone(chunk.sequence) else self._commit(chunk, output)

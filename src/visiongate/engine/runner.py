@@ -39,12 +39,14 @@ class Launched:
         seconds: what it took, once `wait` has returned.
         can_follow: whether the next tokens are all drawn on the device, so that the next step can
             be launched before they are known here.
+        draws: whether there is anything to wait for; else the next step may follow at once.
     """
 
     chunks: list[Chunk]
     outputs: list[Output]
     seconds: float = 0.0
     can_follow: bool = False
+    draws: bool = True
 
     def wait(self) -> list[Output]:
         """One output for each chunk, as soon as they are there."""

@@ -292,6 +292,8 @@ class EngineStats:
         num_waiting: sequences that wait for a place.
         steps: steps done since the start; a busy engine whose count stands still is stuck.
         cache_hit_tokens, prompt_tokens: totals since the start.
+        device_temperature: of a GPU, degrees Celsius; None where unknown.
+        device_utilisation: share of the time in which a GPU computes, 0 to 1; None where unknown.
     """
 
     num_running: int = 0
@@ -315,6 +317,9 @@ class EngineStats:
     decoded_tokens: int = 0
     rss_bytes: int = 0
     device_memory_bytes: int = 0
+    device_memory_total_bytes: int = 0
+    device_temperature: int | None = None
+    device_utilisation: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

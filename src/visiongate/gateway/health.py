@@ -235,7 +235,17 @@ def _model(service: Service) -> dict[str, Any] | None:
 
 
 def _worker(worker: WorkerStatus) -> dict[str, Any]:
+    stats = worker.stats
+    card: dict[str, Any] = {}
+    if stats.device_memory_total_bytes:
+        card = {
+            "memory_bytes": stats.device_memory_bytes,
+            "memory_total_bytes": stats.device_memory_total_bytes,
+            "temperature": stats.device_temperature,
+            "utilisation": stats.device_utilisation,
+        }
     return {
+        "card": card or None,
         "index": worker.index,
         "device": worker.device,
         "state": worker.state,

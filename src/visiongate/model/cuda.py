@@ -478,36 +478,51 @@ class CudaVisionTower:
             index, is_second_half = divmod(stage, 2)
             at = f"blocks.{index}."
             if not is_second_half:
-                encoding.hidden = self._mix(at, encoding)
+                encoding.delta = self._mix(at, encoding)
                 continue
-            encoding.hidden = self._transform(at, encoding.hidden)
+            encoding.delta = self._transform(at, encoding)
             if index in self.config.deepstack_visual_indexes:
                 tap = f"deepstack_merger_list.{len(encoding.taps)}."
-                encoding.taps.append(self._merge(tap, encoding.hidden))
+                encoding.taps.append(self._merge(tap, self._stream(encoding)))
         encoding.num_done = last
 
     def finish(self, encoding: Encoding) -> list[VisionFeatures]:
         """The features of the picture; every stage must be done."""
         assert encoding.num_done == self.num_stages
-        merged = self._merge("merger.", encoding.hidden)
+        merged = self._merge("merger.", self._stream(encoding))
         return [VisionFeatures(merged, tuple(encoding.taps))]
 
     def _mix(self, at: str, encoding: Encoding) -> Tensor:
+        """What attention adds to the stream, (N, C)."""
         x, H = encoding.hidden, self.config.num_heads
-        qkv = self._linear(f"{at}attn.qkv", self._norm(f"{at}norm1", x))  # (N, 3 C)
+        qkv = self._linear(f"{at}attn.qkv", self._add_norm(f"{at}norm1", encoding))  # (N, 3 C)
         ops.rotate_vision(qkv, encoding.cos, encoding.sin, H)
         q, k, v = qkv.view(len(x), 3, H, -1).permute(1, 2, 0, 3)[:, None]  # (1, H, N, D) each
         out = F.scaled_dot_product_attention(q, k, v)
-        return x + self._linear(f"{at}attn.proj", out[0].transpose(0, 1).reshape(x.shape))
+        return self._linear(f"{at}attn.proj", out[0].transpose(0, 1).reshape(x.shape))
 
-    def _transform(self, at: str, x: Tensor) -> Tensor:
-        y = self._norm(f"{at}norm2", x)
+    def _transform(self, at: str, encoding: Encoding) -> Tensor:
+        """What the MLP adds to the stream, (N, C)."""
+        y = self._add_norm(f"{at}norm2", encoding)
         weight, bias = self._map(f"{at}mlp.linear_fc1")
         if y.is_cuda:  # the GELU (its tanh form) in the product's epilogue
             y = torch._addmm_activation(bias, y, weight.t(), use_gelu=True)
         else:
             y = F.gelu(F.linear(y, weight, bias), approximate="tanh")
-        return x + self._linear(f"{at}mlp.linear_fc2", y)
+        return self._linear(f"{at}mlp.linear_fc2", y)
+
+    def _add_norm(self, name: str, encoding: Encoding) -> Tensor:
+        """Adds what the last half block gave to the stream and norms it."""
+        weight, bias = self._map(name)
+        out = torch.empty_like(encoding.hidden)
+        ops.add_layer_norm(encoding.hidden, encoding.delta, weight, bias, out, 1e-6)
+        encoding.delta = None
+        return out
+
+    def _stream(self, encoding: Encoding) -> Tensor:
+        """The stream with what the last half block gave."""
+        x = encoding.hidden
+        return x if encoding.delta is None else x + encoding.delta
 
     def _merge(self, at: str, x: Tensor) -> Tensor:
         joined = self.config.hidden_size * self.config.spatial_merge_size**2

@@ -81,7 +81,10 @@ class VisionMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) to (N, C)."""
         x = self.linear_fc1(x)
-        x = kernels.gelu_tanh(x) if has_kernels(x) else F.gelu(x, approximate="tanh")
+        if has_kernels(x):
+            x = kernels.gelu_tanh(x, in_place=True)
+        else:
+            x = F.gelu(x, approximate="tanh")
         return self.linear_fc2(x)
 
 
@@ -142,6 +145,7 @@ class Encoding:
         hidden: (N, C), the stream after `num_done` stages.
         lengths: patches of each picture.
         taps: DeepStack features so far, each (V, decoder C).
+        delta: (N, C), what `hidden` still lacks where the addition waits for the next norm.
     """
 
     hidden: Tensor
@@ -150,6 +154,7 @@ class Encoding:
     lengths: tuple[int, ...]
     num_done: int = 0
     taps: list[Tensor] = field(default_factory=list)
+    delta: Tensor | None = None
 
 
 class VisionTower(nn.Module):

@@ -5,7 +5,8 @@
     qk_norm_rope_store    prompt: norm and turn queries and keys, put keys and values in the cache
     prompt_attention      prompt: attention of a chunk over the paged cache
     decode_attention      one new token a row: norm, turn, store, and attention over the paged cache
-    silu_mul, rotate_vision, argmax_rows
+    add_layer_norm, rotate_vision    the vision tower's
+    silu_mul, argmax_rows
 
 Dimensions: T or B rows, C channels, I inner channels, H heads, D head size, S cache slots.
 Matrices are row-major. Kernels launched with `pdl` start while the kernel before them ends
@@ -24,8 +25,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-PART = tl.constexpr(128)
+PART = 256
 """Positions of the cache whose softmax is summed as one; parts are merged in order."""
+
+TILE = 64
+"""Positions that `decode_attention` reads at a time."""
+
+STAGES = 3
+"""Tiles on their way from memory while one is computed."""
 
 MERGED = tl.constexpr(64)
 """Parts that the merge reads at once."""
@@ -35,7 +42,7 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 
 def num_parts(context: int) -> int:
     """Parts of a context, each of which needs room in `decode_attention`'s work space."""
-    return -(-context // int(PART.value))
+    return -(-context // PART)
 
 
 def embed_rows(tokens: Tensor, drawn: Tensor, source: Tensor, table: Tensor, out: Tensor) -> None:
@@ -68,6 +75,25 @@ def add_norm(
         pdl,
         num_warps=8,
         **_launch(pdl),
+    )
+
+
+def add_layer_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, out: Tensor, eps: float
+) -> None:
+    """x (N, C) += delta (N, C), in x's type; out = layer norm of it times weight plus bias (C,)."""
+    N, C = x.shape
+    _add_layer_norm[(N,)](
+        x,
+        x if delta is None else delta,
+        weight,
+        bias,
+        out,
+        C,
+        triton.next_power_of_2(C),
+        delta is not None,
+        eps,
+        num_warps=4,
     )
 
 
@@ -182,7 +208,7 @@ def decode_attention(
     B = qkv.shape[0]
     _, kv_heads, head = keys.shape
     heads = qkv.shape[1] // head - 2 * kv_heads
-    splits = max(16, min(64, 512 // (B * kv_heads)))
+    splits = max(8, min(32, 256 // (B * kv_heads)))
     _decode_attention[(B * kv_heads, splits)](
         qkv,
         keys,
@@ -205,11 +231,14 @@ def decode_attention(
         heads // kv_heads,
         head // 2,
         block_size,
+        PART,
+        min(TILE, block_size),
         splits,
+        STAGES,
         head**-0.5,
         eps,
         pdl,
-        num_warps=8,
+        num_warps=4,
         **_launch(pdl),
     )
 
@@ -320,6 +349,28 @@ def _add_norm(
 
 
 @triton.jit
+def _add_layer_norm(
+    x, delta, weight, bias, out, C, WIDTH: tl.constexpr, HAS_DELTA: tl.constexpr, EPS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.arange(0, WIDTH)
+    inside = c < C
+    value = tl.load(x + row * C + c, mask=inside, other=0.0).to(tl.float32)
+    if HAS_DELTA:
+        value += tl.load(delta + row * C + c, mask=inside, other=0.0).to(tl.float32)
+        rounded = value.to(x.dtype.element_ty)
+        tl.store(x + row * C + c, rounded, mask=inside)
+        value = rounded.to(tl.float32)
+    mean = tl.sum(value, 0) / C
+    centred = tl.where(inside, value - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 0) / C + EPS)
+    g = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    y = centred * scale * g + b
+    tl.store(out + row * C + c, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _silu_mul(gate_up, out, inner, WIDTH: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
@@ -395,21 +446,12 @@ def _rotate_vision(
 
 
 @triton.jit
-def _slots(table, offset, begin, place, BLOCK: tl.constexpr):
-    """The cache slots of a part's positions; those from `place` on are not looked up."""
-    if BLOCK >= PART:
-        block = tl.load(table + begin // BLOCK)
-    else:
-        block = tl.load(table + offset // BLOCK, mask=offset < place, other=0)
-    return block.to(tl.int64) * BLOCK + offset % BLOCK
-
-
-@triton.jit
 def _decode_attention(
     qkv, keys, values, cos, sin, q_weight, k_weight, places, rope_places, first_parts, tables, out,
     sums, maxima, weights, arrived, table_stride,
     HKV: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr, SCALE: tl.constexpr, EPS: tl.constexpr, PDL: tl.constexpr,
+    PART: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
+    SCALE: tl.constexpr, EPS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (row * HKV + key-value head, split): every SPLITS-th part of one head's context."""
     pair = tl.program_id(0)
@@ -436,13 +478,6 @@ def _decode_attention(
         k_left = tl.load(k_weight + d).to(tl.float32)
         k_right = tl.load(k_weight + HALF + d).to(tl.float32)
         home = tl.load(table + place // BLOCK).to(tl.int64)
-        # The first part's keys and values were written by earlier steps: fetched before the wait.
-        offset = split * PART + tl.arange(0, PART)
-        at_old = (_slots(table, offset, split * PART, place, BLOCK) * HKV + head) * D
-        old = offset < place
-        k1t = tl.load(keys + at_old[None, :] + d[:, None], mask=old[None, :], other=0.0)
-        k2t = tl.load(keys + at_old[None, :] + HALF + d[:, None], mask=old[None, :], other=0.0)
-        v = tl.load(values + at_old[:, None] + full[None, :], mask=old[:, None], other=0.0)
         if PDL:
             gdc_wait()
             gdc_launch_dependents()
@@ -473,25 +508,31 @@ def _decode_attention(
         own += q2.to(tl.float32) * k2.to(tl.float32)[None, :]
         own_score = tl.sum(own, 1) * (SCALE * _LOG2E)
         for part in tl.range(split, last + 1, SPLITS):
-            if part != split:
-                offset = part * PART + tl.arange(0, PART)
-                at_old = (_slots(table, offset, part * PART, place, BLOCK) * HKV + head) * D
-                old = offset < place
+            begin = part * PART
+            end = tl.minimum(place, begin + PART)
+            is_last = part == last
+            m = tl.where(is_last, own_score, -1e30)
+            total = tl.where(is_last, tl.full([16], 1.0, tl.float32), 0.0)
+            acc = tl.where(is_last, tl.zeros([16, D], tl.float32) + v1.to(tl.float32)[None, :], 0.0)
+            for t in tl.range(begin, end, TILE, num_stages=STAGES):
+                offset = t + tl.arange(0, TILE)
+                old = offset < end
+                block = tl.load(table + t // BLOCK).to(tl.int64)
+                at_old = ((block * BLOCK + offset % BLOCK) * HKV + head) * D
                 k1t = tl.load(keys + at_old[None, :] + d[:, None], mask=old[None, :], other=0.0)
                 k2t = tl.load(
                     keys + at_old[None, :] + HALF + d[:, None], mask=old[None, :], other=0.0
                 )
                 v = tl.load(values + at_old[:, None] + full[None, :], mask=old[:, None], other=0.0)
-            scores = tl.dot(q1, k1t, input_precision="ieee")
-            scores = tl.dot(q2, k2t, scores, input_precision="ieee")
-            scores = tl.where(old[None, :], scores * (SCALE * _LOG2E), float("-inf"))
-            new_score = tl.where(part == last, own_score, float("-inf"))
-            m = tl.maximum(tl.max(scores, 1), new_score)
-            p = tl.exp2(scores - m[:, None])
-            e = tl.exp2(new_score - m)
-            total = tl.sum(p, 1) + e
-            acc = tl.dot(p.to(v.dtype), v, input_precision="ieee")
-            acc += e[:, None] * v1.to(tl.float32)[None, :]
+                scores = tl.dot(q1, k1t, input_precision="ieee")
+                scores = tl.dot(q2, k2t, scores, input_precision="ieee")
+                scores = tl.where(old[None, :], scores * (SCALE * _LOG2E), float("-inf"))
+                new = tl.maximum(m, tl.max(scores, 1))
+                shrink = tl.exp2(m - new)
+                p = tl.exp2(scores - new[:, None])
+                total = total * shrink + tl.sum(p, 1)
+                acc = acc * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+                m = new
             if last == 0:
                 to1 = out + row.to(tl.int64) * H * D + (head * GROUP + g)[:, None] * D
                 y = (acc / total[:, None]).to(out.dtype.element_ty)

@@ -1,0 +1,396 @@
+"""The engine on a GPU, random weights of the 4B shape: streams, first tokens, company, throughput.
+
+    python -m benchmarks.gpu_engine [--out FILE] [section ...]
+
+Sections: decode, first, gaps, crowd, oracle, transformers. `--dry` runs them in small on the CPU,
+through Triton's interpreter, to see that they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import checkpoint
+
+Results = dict[str, Any]
+
+
+class Bench:
+    """An engine on random weights and short ways to ask it."""
+
+    def __init__(self, *, is_dry: bool, max_num_seqs: int = 64) -> None:
+        from benchmarks.gpu_shape import config_4b, random_model
+        from visiongate.engine.engine import Engine
+        from visiongate.engine.tokenizer import Tokenizer
+        from visiongate.engine.types import EngineSettings
+        from visiongate.engine.worker import on_gpu
+        from visiongate.model.upload import load_on_device
+
+        self.is_dry = is_dry
+        self.side = 64 if is_dry else 1024
+        self.num_text = 8 if is_dry else 32
+        if is_dry:
+            folder = Path(checkpoint.__file__).parents[1] / "src/visiongate/mini/weights"
+            self.model = load_on_device(folder, torch.float32, torch.device("cpu"))
+        else:
+            self.model = random_model(config_4b(), torch.bfloat16)
+            folder = Path(tempfile.mkdtemp())
+            checkpoint.write_settings(folder)
+            checkpoint.build_tokenizer().save(str(folder / "tokenizer.json"))
+        settings = on_gpu(
+            EngineSettings(
+                precision="float32" if is_dry else "bfloat16",
+                device="cpu" if is_dry else "cuda:0",
+                max_num_seqs=4 if is_dry else max_num_seqs,
+                cache_tokens=2048 if is_dry else 131072,
+            )
+        )
+        self.engine = Engine(self.model, Tokenizer.from_pretrained(folder), settings)
+        self.engine.warm_up()
+        self._number = 0
+
+    def add(
+        self, num_new: int, *, has_picture: bool = True, num_text: int = 0, **params: Any
+    ) -> str:
+        """A request with a picture of its own and random words."""
+        from visiongate.engine.types import Image, ImageSpan, Prompt, Request, SamplingParams
+
+        self._number += 1
+        rng = np.random.default_rng(self._number)
+        num_text = num_text or self.num_text
+        tokens = rng.integers(300, 3000, size=num_text).tolist()
+        spans: tuple[ImageSpan, ...] = ()
+        positions = np.arange(num_text, dtype=np.int32)[None].repeat(3, 0)
+        delta = 0
+        if has_picture:
+            pixels = rng.integers(0, 255, (self.side, self.side, 3), dtype=np.uint8)
+            image = Image(pixels, rng.bytes(32), "PNG", self.side, self.side)
+            count, across = image.num_tokens, self.side // 32
+            tokens = [*tokens[:4], *[self.model.config.image_token_id] * count, *tokens[4:]]
+            grid = np.indices((1, across, across)).reshape(3, -1) + 4
+            after = np.arange(num_text - 4)[None].repeat(3, 0) + 4 + across
+            positions = np.concatenate((positions[:, :4], grid, after), 1).astype(np.int32)
+            delta = 4 + across - 4 - count
+            spans = (ImageSpan(4, image),)
+        prompt = Prompt(tokens, positions, delta, spans)
+        chosen = SamplingParams(max_tokens=num_new, ignore_eos=True, guard=False, **params)
+        request = Request(f"r{self._number}", prompt, chosen)
+        self.engine.add(request)
+        return request.request_id
+
+    def until_idle(self) -> None:
+        """Works until nothing is left."""
+        while self.engine.has_work:
+            self.engine.step()
+
+
+def decode(results: Results, bench: Bench) -> None:
+    """Tokens a second of B streams with ragged contexts, from the first to the last full step."""
+    draws: dict[str, dict[str, Any]] = {
+        "greedy": {},
+        "sampled": {"temperature": 0.7, "top_p": 0.8, "top_k": 20},
+    }
+    sizes = (1, 2) if bench.is_dry else (1, 8, 32, 64)
+    for size in sizes:
+        for name, params in draws.items():
+            for row in range(size):
+                num_text = 12 if bench.is_dry else 1024 + (37 * row) % 129 - 64
+                seed = {"seed": row} if params else {}
+                num_new = 6 if bench.is_dry else 160
+                bench.add(num_new, has_picture=False, num_text=num_text, **params, **seed)
+            while bench.engine.scheduler.waiting or bench.engine.scheduler.has_other_work:
+                bench.engine.step()
+            contexts = [len(s.token_ids) for s in bench.engine.scheduler.running]
+            bench.engine.step()
+            start, steps = time.perf_counter(), 0
+            while len(bench.engine.scheduler.running) == size:
+                bench.engine.step()
+                steps += 1
+            milliseconds = (time.perf_counter() - start) * 1e3 / max(steps, 1)
+            bench.until_idle()
+            entry = {"ms": milliseconds, "tok_s": 1e3 * size / milliseconds}
+            if not bench.is_dry:
+                from benchmarks.gpu import step_bytes
+
+                middle = [context + steps // 2 for context in contexts]
+                limit = step_bytes(bench.model, middle) / results["read_tb_s"] / 1e9
+                entry |= {"limit_ms": limit, "share": limit / milliseconds}
+            results[f"engine_decode_{size}_{name}"] = entry
+
+
+def first(results: Results, bench: Bench) -> None:
+    """Time from a request's arrival in the engine to its first token; W1, nothing else."""
+    times = []
+    for _ in range(2 if bench.is_dry else 9):
+        key = bench.add(2)
+        start = time.perf_counter()
+        events: list[Any] = []
+        while not any(event.request_id == key and event.num_tokens for event in events):
+            events = bench.engine.step()
+        times.append((time.perf_counter() - start) * 1e3)
+        bench.until_idle()
+    results["first_token_ms"] = {
+        "median": statistics.median(times[1:]), "least": min(times), "most": max(times[1:]),
+    }  # fmt: skip
+
+
+def gaps(results: Results, bench: Bench) -> None:
+    """A stream's times between tokens alone, and while others' pictures come one after another."""
+    count = 12 if bench.is_dry else 300
+
+    def watch(*, has_company: bool) -> list[float]:
+        key = bench.add(count)
+        found, last, other = [], 0.0, ""
+        while True:
+            if has_company and last and not other:
+                other = bench.add(8)
+            for event in bench.engine.step():
+                if event.request_id == other and event.is_final:
+                    other = ""
+                if event.request_id == key and event.num_tokens:
+                    now = time.perf_counter()
+                    if last:
+                        found.append((now - last) * 1e3)
+                    last = now
+                    if event.is_final:
+                        bench.until_idle()
+                        return found
+
+    alone, company = watch(has_company=False), watch(has_company=True)
+    results["gaps_ms"] = {
+        "alone_median": statistics.median(alone),
+        "company_median": statistics.median(company),
+        "company_p95": float(np.percentile(company, 95)),
+        "company_most": max(company),
+        "ratio": float(np.percentile(company, 95)) / statistics.median(alone),
+    }
+
+
+def crowd(results: Results, bench: Bench) -> None:
+    """64 requests W1 at once, 128 new tokens each."""
+    size, num_new = (3, 4) if bench.is_dry else (64, 128)
+    start = time.perf_counter()
+    for _ in range(size):
+        bench.add(num_new)
+    bench.until_idle()
+    seconds = time.perf_counter() - start
+    results["crowd"] = {
+        "requests": size,
+        "seconds": seconds,
+        "images_s": size / seconds,
+        "tokens_s": size * num_new / seconds,
+    }
+
+
+def hf_model(bench: Bench, dtype: torch.dtype) -> Any:
+    """Transformers' model with the same weights."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    config = Qwen3VLConfig.from_dict(hf_config(bench))
+    device = bench.model.device
+    torch.set_default_dtype(dtype)
+    with torch.device(device):
+        model = Qwen3VLForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
+    ours = bench.model.named()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in ours:
+                parameter.copy_(ours[name])
+    return model.eval()
+
+
+def hf_config(bench: Bench) -> dict[str, Any]:
+    """The configuration as transformers reads it."""
+    if bench.is_dry:
+        folder = Path(checkpoint.__file__).parents[1] / "src/visiongate/mini/weights"
+        found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        return found
+    text, vision = bench.model.config.text, bench.model.config.vision
+    config = json.loads(json.dumps(checkpoint.CONFIG))
+    config["text_config"] |= {
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_attention_heads": text.num_attention_heads,
+        "num_hidden_layers": text.num_hidden_layers,
+    }
+    config["vision_config"]["out_hidden_size"] = vision.out_hidden_size
+    return dict(config)
+
+
+def hf_inputs(bench: Bench, batch: int) -> dict[str, Any]:
+    """W1 as transformers takes it, `batch` times, different pictures."""
+    config, side = bench.model.config, bench.side
+    rng = np.random.default_rng(1)
+    count, grid = (side // 32) ** 2, side // 16
+    tokens = rng.integers(300, 3000, size=bench.num_text).tolist()
+    row = [
+        *tokens[:3], config.vision_start_token_id, *[config.image_token_id] * count, *tokens[4:],
+    ]  # fmt: skip
+    width = config.vision.in_channels * 2 * config.vision.patch_size**2
+    device = bench.model.device
+    pixels = torch.randn(batch * grid * grid, width // 2, device=device)
+    pixels = pixels.view(-1, 3, 1, width // 6).expand(-1, -1, 2, -1).reshape(-1, width)
+    return {
+        "input_ids": torch.tensor([row] * batch, device=device),
+        "attention_mask": torch.ones(batch, len(row), dtype=torch.long, device=device),
+        "mm_token_type_ids": torch.tensor(
+            [[int(token == config.image_token_id) for token in row]] * batch, device=device
+        ),
+        "pixel_values": pixels,
+        "image_grid_thw": torch.tensor([[1, grid, grid]] * batch, device=device),
+    }
+
+
+@torch.inference_mode()
+def oracle(results: Results, bench: Bench) -> None:
+    """Error of the logits after W1's prompt against transformers in float32, ours and theirs."""
+    inputs = hf_inputs(bench, 1)
+    exact_model = hf_model(bench, torch.float32)
+    exact = exact_model(**inputs).logits[0, -1].float()
+    del exact_model
+    theirs_model = hf_model(bench, bench.model.dtype)
+    theirs = theirs_model(**inputs).logits[0, -1].float()
+    results["oracle"] = {"transformers": relative(theirs, exact)}
+    del theirs_model
+    ours = our_logits(bench, inputs)
+    results["oracle"] |= {"ours": relative(ours, exact)}
+
+
+def our_logits(bench: Bench, inputs: dict[str, Any]) -> torch.Tensor:
+    """The engine's logits after the same prompt, through its own chunks."""
+    from visiongate.engine.cuda_runner import CudaRunner
+    from visiongate.model.inputs import ForwardBatch
+
+    runner = bench.engine.runner
+    assert isinstance(runner, CudaRunner)
+    model, decoder = bench.model, bench.model.decoder
+    size = model.config.vision.patch_size**2
+    one_frame = inputs["pixel_values"].view(-1, 3, 2, size)[:, :, 0].reshape(-1, 3 * size)
+    _, down, across = inputs["image_grid_thw"][0].tolist()
+    encoding = model.visual.begin(one_frame, [(down, across)])
+    model.visual.advance(encoding, model.visual.num_stages)
+    features = model.visual.finish(encoding)[0]
+    tokens = inputs["input_ids"][0]
+    visual = (tokens == model.config.image_token_id).nonzero()[:, 0]
+    side = across // 2
+    begin = int(visual[0])
+    grid = np.indices((1, down // 2, side)).reshape(3, -1) + begin
+    after = np.arange(len(tokens) - begin - len(visual))[None].repeat(3, 0) + begin + side
+    before = np.arange(begin)[None].repeat(3, 0)
+    positions = torch.from_numpy(np.concatenate((before, grid, after), 1)).to(tokens.device)
+    block = runner.pool.block_size
+    table = torch.arange(-(-len(tokens) // block), dtype=torch.int32, device=tokens.device)
+    logits = torch.empty(0)
+    for start in range(0, len(tokens), 576):
+        end = min(start + 576, len(tokens))
+        inside = (visual >= start) & (visual < end)
+        rows = visual[inside] - start
+        first_row = int(inside.nonzero()[0]) if inside.any() else 0
+        batch = ForwardBatch(
+            token_ids=tokens[start:end],
+            positions=positions[:, start:end],
+            slot_mapping=torch.arange(start, end, device=tokens.device),
+            block_tables=table[None],
+            cu_seqlens_q=torch.tensor([0, end - start], dtype=torch.int32),
+            context_lens=torch.tensor([end], dtype=torch.int32),
+            logits_rows=torch.tensor([end - start - 1]),
+            visual_rows=rows if len(rows) else None,
+            features=features.rows(first_row, first_row + len(rows)) if len(rows) else None,
+        )
+        state = runner._prompt_state(576)
+        decoder.fill(state, batch, start, runner.scratch_block * block)
+        decoder.compute(state, runner.pool)
+        logits = decoder.logits(state, end - start - 1)[0]
+    return logits
+
+
+def relative(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Relative error."""
+    return float((found - exact).norm() / exact.norm())
+
+
+@torch.inference_mode()
+def transformers(results: Results, bench: Bench) -> None:
+    """Transformers on the same weights: first token, one stream, and a batch to its end."""
+    model = hf_model(bench, bench.model.dtype)
+
+    def seconds(batch: int, num_new: int) -> float:
+        inputs = hf_inputs(bench, batch)
+        start = time.perf_counter()
+        model.generate(
+            **inputs, max_new_tokens=num_new, min_new_tokens=num_new, do_sample=False,
+            eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    batch, num_new = (2, 3) if bench.is_dry else (32, 128)
+    seconds(1, 3)
+    once = statistics.median(seconds(1, 1) for _ in range(3))
+    longer = seconds(1, 17)
+    crowd_seconds = seconds(batch, num_new)
+    results["transformers"] = {
+        "first_token_ms": once * 1e3,
+        "decode_tok_s": 16 / (longer - once),
+        "batch": batch,
+        "batch_images_s": batch / crowd_seconds,
+        "batch_tokens_s": batch * num_new / crowd_seconds,
+    }
+    if "crowd" in results:
+        ours = results["crowd"]["tokens_s"]
+        results["transformers"]["ours_times"] = ours / (batch * num_new / crowd_seconds)
+
+
+SECTIONS: dict[str, Callable[[Results, Bench], None]] = {
+    "decode": decode,
+    "first": first,
+    "gaps": gaps,
+    "crowd": crowd,
+    "oracle": oracle,
+    "transformers": transformers,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--dry", action="store_true")
+    parser.add_argument("sections", nargs="*", default=list(SECTIONS))
+    options = parser.parse_args()
+    if options.dry:
+        os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_grad_enabled(False)
+    results: Results = {"torch": torch.__version__}
+    from benchmarks import gpu
+
+    if not options.dry:
+        results["device"] = torch.cuda.get_device_name()
+        gpu.limits(results)
+    bench = Bench(is_dry=options.dry)
+    for name in options.sections:
+        begin = time.perf_counter()
+        try:
+            SECTIONS[name](results, bench)
+        except Exception as error:  # the other sections are still worth their time
+            results[f"{name}_failed"] = f"{type(error).__name__}: {error}"[:300]
+        print(f"{name}: {time.perf_counter() - begin:.1f} s", flush=True)
+        if options.out:
+            options.out.write_text(json.dumps(results, indent=1))
+    gpu.show(results)
+
+
+if __name__ == "__main__":
+    main()
