@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from visiongate.kernels.cuda.stream import (
-    Argument,
     Epilogue,
     Kernel,
     StreamLinear,
@@ -139,7 +138,9 @@ def helper(name: str) -> Kernel:
 
 def copy_columns(source: Tensor, target: Tensor) -> None:
     units = target.shape[1] // 8
-    arguments: list[Argument] = [ctypes.c_void_p(t.data_ptr()) for t in (source, target)]
+    arguments: list[ctypes.c_void_p | ctypes.c_int] = [
+        ctypes.c_void_p(t.data_ptr()) for t in (source, target)
+    ]
     arguments += [ctypes.c_int(n) for n in (source.shape[1] // 8, units)]
     helper("copy_columns").launch(target.shape[0] * (units // 128), 128, 0, arguments)
 
@@ -170,7 +171,9 @@ def read_rate(num_runs: int) -> float:
     """Bytes a second of a kernel that only reads."""
     room = torch.ones(1 << 30, dtype=torch.int32, device="cuda")
     found = torch.zeros(1, dtype=torch.int32, device="cuda")
-    arguments: list[Argument] = [ctypes.c_void_p(t.data_ptr()) for t in (room, found)]
+    arguments: list[ctypes.c_void_p | ctypes.c_int] = [
+        ctypes.c_void_p(t.data_ptr()) for t in (room, found)
+    ]
     arguments.append(ctypes.c_int(room.nbytes >> 15))
     median, _ = seconds(lambda: helper("read_all").launch(132 * 8, 256, 0, arguments), num_runs)
     return room.nbytes / median

@@ -1,18 +1,21 @@
 // Decode's matrix products, y[B, N] = x[B, K] W[N, K]^T for B = 1..64: weights are read once, at the speed
 // of device memory. stream.py compiles this file at run time, one kernel each, and defines
 //
-//   NT tokens / 8    XR rows of x kept (1, or 8 NT)    P panels of 16 weight rows in one pass
-//   KC columns of a chunk (64, 128, 256)    ST chunks in the ring    EPI 0 bf16, 1 float32, 2 silu(gate) up
+//   NT tokens / 8    XR rows of x kept (1, or 8 NT)    WT groups of tokens (1 or 2)
+//   P panels of 16 weight rows in one pass    KC columns of a chunk (64, 128, 256)
+//   DW, DX chunks in the rings of weights and tokens    EPI 0 bf16, 1 float32, 2 silu(gate) up
 //
 // Work: the columns are cut in S slices, each slice has one unit per panel, and a block of threads owns a
-// contiguous range of units, up to P at a time (a pass). Through all its passes it streams chunks (P panels
-// and the tokens, KC columns wide) in a ring in shared memory.
+// contiguous range of units, up to P at a time (a pass). Through all its passes it streams chunks of KC columns
+// in two rings in shared memory, weights (P panels) and tokens. With WT = 2, half of the threads copy weights
+// and half tokens, so that the rings may differ in depth (copies of one thread end in order).
 //
-//   W row  | k16 0 | k16 1 | k16 2 | k16 3 | k16 0 | k16 1 | ...     which of the 4 warps multiplies it
+//   columns | 0..15 | 16..31 | 32..47 | 48..63 | 64..79 | ...    which warp multiplies them
+//   warp    |   0   |    1   |    2   |    3   |    0   |        (+ 4 for the second group of tokens)
 //
 // Order of additions: of a slice, warp w adds the 16 columns whose index / 16 % 4 is w, ascending; the sum is
-// (((0 + warp 0) + warp 1) + warp 2) + warp 3. It knows nothing of NT, P, KC, ST, B and the grid: a token's
-// result has the same bits in every batch.
+// (((0 + warp 0) + warp 1) + warp 2) + warp 3. It knows nothing of NT, WT, P, KC, the rings, B and the grid:
+// a token's result has the same bits in every batch.
 //
 // Programmatic dependent launch: a kernel lets the next one start at once. That one fills its ring with
 // weights, which nobody writes, and only then waits for all before it. Two blocks fit on a multiprocessor, so
@@ -41,23 +44,19 @@ __device__ __forceinline__ bf16 to_bf16(float v) {
 
 #ifdef NORM  // NORM: threads; NI: float4 of a thread; S: partials
 
+__device__ __forceinline__ unsigned scaled(float v, unsigned scale) { return to_bf16(v * __uint_as_float(scale)); }
+
 // h[B, C] += partials[0] + ... + partials[S - 1], one after the other; y = bf16(h / rms(h) * g).
-extern "C" __global__ void __launch_bounds__(NORM)
+extern "C" __global__ void
 add_norm(float* h, const float* partials, const bf16* g, bf16* y, int B, int C, float eps) {
     launch_dependents();
     __shared__ float sums[32];
     const int tid = threadIdx.x;
-    float scale[NI][4];
+    uint2 scale[NI];
 #pragma unroll
     for (int i = 0; i < NI; i++) {
         const int c = (i * NORM + tid) * 4;
-        if (c < C) {
-            const uint2 raw = *(const uint2*)(g + c);
-            scale[i][0] = __uint_as_float(raw.x << 16);
-            scale[i][1] = __uint_as_float(raw.x & 0xffff0000u);
-            scale[i][2] = __uint_as_float(raw.y << 16);
-            scale[i][3] = __uint_as_float(raw.y & 0xffff0000u);
-        }
+        if (c < C) scale[i] = *(const uint2*)(g + c);
     }
     wait_for_dependencies();
     const size_t row = (size_t)blockIdx.x * C;
@@ -102,8 +101,8 @@ add_norm(float* h, const float* partials, const bf16* g, bf16* y, int B, int C, 
         if (c < C) {
             if (S > 0) *(float4*)(h + row + c) = v[i];
             uint2 out;
-            out.x = to_bf16(v[i].x * r * scale[i][0]) | (unsigned)to_bf16(v[i].y * r * scale[i][1]) << 16;
-            out.y = to_bf16(v[i].z * r * scale[i][2]) | (unsigned)to_bf16(v[i].w * r * scale[i][3]) << 16;
+            out.x = scaled(v[i].x * r, scale[i].x << 16) | scaled(v[i].y * r, scale[i].x & 0xffff0000u) << 16;
+            out.y = scaled(v[i].z * r, scale[i].y << 16) | scaled(v[i].w * r, scale[i].y & 0xffff0000u) << 16;
             *(uint2*)(y + row + c) = out;
         }
     }
@@ -111,17 +110,18 @@ add_norm(float* h, const float* partials, const bf16* g, bf16* y, int B, int C, 
 
 #else
 
-#define THREADS 128
+#define THREADS (WT * 128)
+#define NTW (NT / WT)
 #define ROW (KC * 2)                   // bytes of a row of a chunk
 #define UNITS (KC / 8)                 // 16-byte units of it; unit u of row r lies at u ^ (r % 8)
-#define STEP (THREADS / UNITS)         // rows that the threads load at a time
-#define W_BYTES (P * 16 * ROW)
-#define STAGE (W_BYTES + XR * ROW)
+#define STEP (128 / UNITS)             // rows that 128 threads copy at a time
+#define W_STAGE (P * 16 * ROW)
+#define X_STAGE (XR * ROW)
 #define TILE_PITCH 20                  // floats between tokens of a 16 x 8 tile of sums: no bank conflict
 #define TILE (8 * TILE_PITCH)
-#define TILES (STAGE / (4 * TILE * 4)) // tiles of all 4 warps that fit in one stage
-
-static_assert(TILES > 0 && STAGE % 128 == 0 && ST >= 2, "the ring");
+#define TILES_BYTES (W_STAGE > X_STAGE ? W_STAGE : X_STAGE)
+#define TILES_AT_ONCE (TILES_BYTES / (WT * TILE * 16))  // of each group of tokens, from all its 4 warps
+static_assert(TILES_AT_ONCE > 0 && NT % WT == 0 && DX >= 2 && DW >= 2 && (WT == 2 || DX == DW), "the plan");
 
 __device__ __forceinline__ unsigned shared_address(const void* p) {
     return (unsigned)__cvta_generic_to_shared(p);
@@ -188,23 +188,23 @@ struct Walk {
     }
     __device__ __forceinline__ bool done() const { return unit >= end; }
     __device__ __forceinline__ bool at_last_chunk() const { return columns_left <= KC; }
-    // True when a new pass has begun.
-    __device__ __forceinline__ bool advance() {
+    __device__ __forceinline__ void advance() {
         column += KC;
         columns_left -= KC;
-        if (columns_left > 0) return false;
+        if (columns_left > 0) return;
         unit += count;
         if (unit < end) start_pass();
-        return true;
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+// Three at 32 tokens are to leave registers for add_norm beside two blocks; shared memory holds two.
+extern "C" __global__ void __launch_bounds__(THREADS, NT == 4 && WT == 1 ? 3 : 2)
 stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void* __restrict__ y, int B, int N, int K,
               int S, int x_stride) {
     launch_dependents();
     extern __shared__ __align__(1024) char ring[];
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    const bool copies_weights = WT == 1 || tid < 128, copies_tokens = WT == 1 || tid >= 128;
 
     Walk products;
     products.panels = N / 16;
@@ -216,13 +216,17 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
     products.start_pass();
     Walk weights = products, tokens = products;
 
-    // Loading: thread -> row load_row of each STEP rows, unit load_unit.
-    const int load_row = tid / UNITS, load_unit = tid % UNITS;
-    const unsigned ring_at = shared_address(ring);
+    // Copying: thread -> row load_row of each STEP rows, unit load_unit.
+    const int load_row = tid % 128 / UNITS, load_unit = tid % UNITS;
+    const unsigned w_ring = shared_address(ring), x_ring = w_ring + DW * W_STAGE;
+    // Where this thread's next copies go. Kept a thread: ptxas 13.0 makes illegal code of slot * W_STAGE here
+    // (LDGSTS with a uniform register both in the address and in the policy).
+    const unsigned in_stage = load_row * ROW + ((load_unit ^ (load_row & 7)) << 4);
+    unsigned w_to = w_ring + in_stage, x_to = x_ring + in_stage;
     const unsigned long long policy = streaming_policy();
     const size_t row_bytes = (size_t)K * 2;
 
-    auto load_weights = [&](unsigned stage) {
+    auto load_weights = [&] {
         if (weights.done()) return;
         if (KC == 64 || load_unit * 8 < weights.columns_left) {
             const char* from = (const char*)weight + (size_t)weights.column * 2 + load_unit * 16;
@@ -236,14 +240,14 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
                 if (i * STEP < weights.count * 16) {
                     // A silu panel holds 8 gate rows, then the up rows that belong to them.
                     const int source = EPI == 2 ? (r >> 4) * 8 + (r & 7) + (r & 8 ? N / 2 : 0) : r;
-                    copy_weights(ring_at + stage + r * ROW + ((load_unit ^ (r & 7)) << 4), from + source * row_bytes,
-                                 policy);
+                    copy_weights((w_to + i * STEP * ROW) ^ (i * STEP % 8 << 4), from + source * row_bytes, policy);
                 }
             }
         }
         weights.advance();
+        w_to = w_to - in_stage + W_STAGE >= x_ring ? w_ring + in_stage : w_to + W_STAGE;
     };
-    auto load_tokens = [&](unsigned stage) {
+    auto load_tokens = [&] {
         if (tokens.done()) return;
         if (KC == 64 || load_unit * 8 < tokens.columns_left) {
             const char* from = (const char*)(x + tokens.column) + load_unit * 16;
@@ -251,56 +255,66 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
             for (int i = 0; i < (XR + STEP - 1) / STEP; i++) {
                 const int r = i * STEP + load_row;
                 if (XR % STEP == 0 || r < XR)
-                    copy_or_zero(ring_at + stage + W_BYTES + r * ROW + ((load_unit ^ (r & 7)) << 4),
+                    copy_or_zero((x_to + i * STEP * ROW) ^ (i * STEP % 8 << 4),
                                  from + (size_t)(r < B ? r : 0) * x_stride * 2, r < B);
             }
         }
         tokens.advance();
+        x_to = x_to - in_stage + X_STAGE >= x_ring + DX * X_STAGE ? x_ring + in_stage : x_to + X_STAGE;
     };
 
 #pragma unroll 1
-    for (int i = 0; i < ST - 1; i++) load_weights(i * STAGE);
+    for (int i = 0; i < DW - 1; i++) {
+        if (copies_weights) load_weights();
+        if (WT == 2) commit();
+    }
     wait_for_dependencies();
 #pragma unroll 1
-    for (int i = 0; i < ST - 1; i++) {
-        load_tokens(i * STAGE);
-        commit();
+    for (int i = 0; i < DX - 1; i++) {
+        if (copies_tokens) load_tokens();
+        if (copies_tokens) commit();
     }
 
     // Fragments: lane -> row and half of 16 columns that it gives the address of.
+    const int quarter = warp & 3, group = warp >> 2;
     const int a_row = lane & 15, a_half = lane >> 4;
-    const int b_row = (lane & 7) + (NT > 1 ? (lane >> 4) * 8 : 0), b_half = (lane >> 3) & 1;
+    const int b_row = group * NTW * 8 + (lane & 7) + (NTW > 1 ? (lane >> 4) * 8 : 0), b_half = (lane >> 3) & 1;
     const int x_row = XR == 1 ? 0 : b_row;
 
-    float sum[P][NT][4];
+    float sum[P][NTW][4];
 #pragma unroll
     for (int p = 0; p < P; p++)
 #pragma unroll
-        for (int t = 0; t < NT; t++)
+        for (int t = 0; t < NTW; t++)
 #pragma unroll
             for (int e = 0; e < 4; e++) sum[p][t][e] = 0.f;
 
-    unsigned stage = 0, next_stage = (ST - 1) * STAGE;
+    int w_slot = 0, x_slot = 0;
 #pragma unroll 1
     while (!products.done()) {
-        wait_group<ST - 2>();
+        if (WT == 1 || copies_weights)
+            wait_group<DW - 2>();
+        else
+            wait_group<DX - 2>();
         __syncthreads();  // this chunk is here for all, and all have left the one before it
-        load_weights(next_stage);
-        load_tokens(next_stage);
+        if (copies_weights) load_weights();
+        if (copies_tokens) load_tokens();
         commit();
 
 #pragma unroll
         for (int s = 0; s < KC / 64; s++) {
             if (s > 0 && s * 64 >= products.columns_left) break;
-            const int unit = (s * 4 + warp) * 2;
-            const unsigned a_at = ring_at + stage + a_row * ROW + (((unit + a_half) ^ (a_row & 7)) << 4);
-            const unsigned b_at = ring_at + stage + W_BYTES + x_row * ROW + (((unit + b_half) ^ (x_row & 7)) << 4);
-            unsigned b[NT][2];
-            if (NT == 1) {
+            const int unit = (s * 4 + quarter) * 2;
+            const unsigned a_at =
+                w_ring + w_slot * W_STAGE + a_row * ROW + (((unit + a_half) ^ (a_row & 7)) << 4);
+            const unsigned b_at =
+                x_ring + x_slot * X_STAGE + x_row * ROW + (((unit + b_half) ^ (x_row & 7)) << 4);
+            unsigned b[NTW][2];
+            if (NTW == 1) {
                 load_matrix2(b[0], b_at);
             } else {
 #pragma unroll
-                for (int t = 0; t + 1 < NT; t += 2) {
+                for (int t = 0; t + 1 < NTW; t += 2) {
                     unsigned two[4];
                     load_matrix4(two, b_at + t * 8 * ROW);
                     b[t][0] = two[0];
@@ -314,35 +328,36 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
                 unsigned a[4];
                 load_matrix4(a, a_at + p * 16 * ROW);
 #pragma unroll
-                for (int t = 0; t < NT; t++) multiply_add(sum[p][t], a, b[t][0], b[t][1]);
+                for (int t = 0; t < NTW; t++) multiply_add(sum[p][t], a, b[t][0], b[t][1]);
             }
         }
 
         if (products.at_last_chunk()) {
-            // The chunk's own stage is nobody's until the next barrier of the loop: the warps meet there.
-            float* tiles = (float*)(ring + stage);
+            // The chunk's own slot is nobody's until the next barrier of the loop: the warps exchange their sums there.
+            float* tiles = (float*)(ring + (W_STAGE >= X_STAGE ? w_slot * W_STAGE : DW * W_STAGE + x_slot * X_STAGE));
 #pragma unroll
-            for (int first = 0; first < P * NT; first += TILES) {
-                const int last = first + TILES < P * NT ? first + TILES : P * NT;
+            for (int first = 0; first < P * NTW; first += TILES_AT_ONCE) {
+                const int last = first + TILES_AT_ONCE < P * NTW ? first + TILES_AT_ONCE : P * NTW;
                 __syncthreads();
 #pragma unroll
                 for (int i = first; i < last; i++) {
-                    float* at = tiles + ((i - first) * 4 + warp) * TILE + (lane & 3) * 2 * TILE_PITCH + (lane >> 2);
-                    at[0] = sum[i / NT][i % NT][0];
-                    at[TILE_PITCH] = sum[i / NT][i % NT][1];
-                    at[8] = sum[i / NT][i % NT][2];
-                    at[TILE_PITCH + 8] = sum[i / NT][i % NT][3];
+                    float* at = tiles + ((i - first) * WT * 4 + warp) * TILE + (lane & 3) * 2 * TILE_PITCH + (lane >> 2);
+                    at[0] = sum[i / NTW][i % NTW][0];
+                    at[TILE_PITCH] = sum[i / NTW][i % NTW][1];
+                    at[8] = sum[i / NTW][i % NTW][2];
+                    at[TILE_PITCH + 8] = sum[i / NTW][i % NTW][3];
 #pragma unroll
-                    for (int e = 0; e < 4; e++) sum[i / NT][i % NT][e] = 0.f;
+                    for (int e = 0; e < 4; e++) sum[i / NTW][i % NTW][e] = 0.f;
                 }
                 __syncthreads();
                 const int per_tile = EPI == 2 ? 64 : 128, rows = per_tile / 8;
-#pragma unroll 4
-                for (int j = tid; j < (last - first) * per_tile; j += THREADS) {
-                    const int i = first + j / per_tile, row = j % rows, in_tile = j % per_tile / rows;
-                    const int p = i / NT, token = i % NT * 8 + in_tile;
+#pragma unroll 2
+                for (int j = tid; j < (last - first) * WT * per_tile; j += THREADS) {
+                    const int tile = j / per_tile, row = j % rows, in_tile = j % per_tile / rows;
+                    const int i = first + tile / WT, p = i / NTW;
+                    const int token = (tile % WT * NTW + i % NTW) * 8 + in_tile;
                     if (p >= products.count || token >= B) continue;
-                    const float* at = tiles + j / per_tile * 4 * TILE + in_tile * TILE_PITCH + row;
+                    const float* at = tiles + tile * 4 * TILE + in_tile * TILE_PITCH + row;
                     float value = 0.f;
 #pragma unroll
                     for (int w = 0; w < 4; w++) value += at[w * TILE];
@@ -363,8 +378,8 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
             }
         }
         products.advance();
-        stage = stage + STAGE == ST * STAGE ? 0 : stage + STAGE;
-        next_stage = next_stage + STAGE == ST * STAGE ? 0 : next_stage + STAGE;
+        w_slot = w_slot + 1 == DW ? 0 : w_slot + 1;
+        x_slot = x_slot + 1 == DX ? 0 : x_slot + 1;
     }
 }
 

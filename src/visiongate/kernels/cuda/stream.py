@@ -31,21 +31,19 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-Argument: TypeAlias = "ctypes.c_int | ctypes.c_float | ctypes.c_void_p"
 Epilogue = Literal["bfloat16", "float32", "partials", "silu"]
 
 MAX_TOKENS = 64
 PANEL = 16  # weight rows of one unit of work
+_MAX_PANELS = 5  # of a pass: 5 x 8 tiles of sums fill a thread's registers at 64 tokens
 SOURCE = Path(__file__).with_name("stream.cu")
 
 _EPILOGUES: dict[Epilogue, int] = {"bfloat16": 0, "float32": 1, "partials": 1, "silu": 2}
-_MAX_PANELS = 5  # of a pass: 5 x 8 tiles of sums fill the registers at 64 tokens
-_THREADS = 128
 
 
 class StreamError(RuntimeError):
@@ -136,7 +134,10 @@ class StreamLinear:
         if B not in self._launches:
             plan = self.plan(B)
             kernel = load_kernel(
-                self.weight.device, "stream_linear", SOURCE.read_text(), plan.defines
+                self.weight.device,
+                "stream_linear",
+                SOURCE.read_text(),
+                plan.defines,
             )
             kernel.allow_shared_memory(plan.shared_bytes)
             self._launches[B] = kernel, plan
@@ -162,7 +163,7 @@ class StreamLinear:
         kernel, plan = self._launches[B]
         kernel.launch(
             plan.num_blocks,
-            _THREADS,
+            plan.num_threads,
             plan.shared_bytes,
             [
                 *(_pointer(t) for t in (self.weight, x, out)),
@@ -227,7 +228,8 @@ def _norm_kernel(device: torch.device, C: int, num_slices: int) -> tuple[Kernel,
     per_thread = max(2, -(-vectors // 1024))
     threads = -(-vectors // per_thread // 32) * 32
     defines = (("NORM", threads), ("NI", per_thread), ("S", num_slices))
-    kernel = load_kernel(device, "add_norm", SOURCE.read_text(), defines)
+    source = SOURCE.read_text()
+    kernel = load_kernel(device, "add_norm", source, defines, max_registers=48)
     kernel.allow_shared_memory(0)
     return kernel, threads
 
@@ -261,21 +263,24 @@ class Plan:
 
     token_tiles: int  # NT
     x_rows: int  # XR
+    token_groups: int  # WT
     panels: int  # P
     chunk: int  # KC
-    stages: int  # ST
+    weight_stages: int  # DW
+    token_stages: int  # DX
     epilogue: int  # EPI
     num_blocks: int
 
     @property
-    def stage_bytes(self) -> int:
-        """Of one chunk in the ring."""
-        return (self.panels * PANEL + self.x_rows) * self.chunk * 2
+    def num_threads(self) -> int:
+        """Of one block."""
+        return self.token_groups * 128
 
     @property
     def shared_bytes(self) -> int:
-        """Of one block."""
-        return self.stage_bytes * self.stages
+        """Of one block: two rings."""
+        rows = self.weight_stages * self.panels * PANEL + self.token_stages * self.x_rows
+        return rows * self.chunk * 2
 
     @property
     def defines(self) -> tuple[tuple[str, int], ...]:
@@ -283,9 +288,11 @@ class Plan:
         return (
             ("NT", self.token_tiles),
             ("XR", self.x_rows),
+            ("WT", self.token_groups),
             ("P", self.panels),
             ("KC", self.chunk),
-            ("ST", self.stages),
+            ("DW", self.weight_stages),
+            ("DX", self.token_stages),
             ("EPI", self.epilogue),
         )
 
@@ -317,25 +324,29 @@ def make_plan(
     if not 1 <= B <= MAX_TOKENS:
         raise ValueError(f"B = {B} must be from 1 to {MAX_TOKENS}")
     token_tiles = next(n for n in (1, 2, 4, 8) if 8 * n >= B)
+    token_groups = 1  # two were slower at 32 and 64 tokens
     x_rows = 1 if B == 1 else 8 * token_tiles
     units = num_slices * (N // PANEL)
-    most = -(-units // machine.num_multiprocessors)  # units of the busiest block
-    num_blocks = -(-units // most)
+    num_blocks = min(units, machine.num_multiprocessors)  # fewer, and some would share theirs
+    most = -(-units // num_blocks)
     panels = -(-most // -(-most // _MAX_PANELS))  # of equal passes
-    # Chunks of at least 8 KB of weights (a barrier costs as much as 2 KB), but a ring of four.
-    chunk = 64 if panels >= 4 else 128 if panels >= 2 else 256
-    if panels == 3 and token_tiles >= 4:
-        chunk = 64
+    # Chunks of at least 8 KB of weights: a barrier costs as much as 2 KB.
+    chunk = 64 if panels >= 4 else 128 if panels >= 2 or token_tiles > 1 else 256
 
-    def planned(stages: int) -> Plan:
-        shape = (token_tiles, x_rows, panels, chunk, stages, _EPILOGUES[epilogue], num_blocks)
-        return Plan(*shape)
+    def planned(weight_stages: int) -> Plan:
+        return Plan(
+            *(token_tiles, x_rows, token_groups, panels, chunk, weight_stages, weight_stages),
+            *(_EPILOGUES[epilogue], num_blocks),
+        )
 
     while chunk > 64 and planned(4).shared_bytes > machine.block_bytes:
         chunk //= 2
     while panels > 1 and planned(3).shared_bytes > machine.block_bytes:
         panels -= 1
-    return planned(max(2, min(16, machine.block_bytes // planned(1).shared_bytes)))
+    stages = 2
+    while stages < 16 and planned(stages + 1).shared_bytes <= machine.block_bytes:
+        stages += 1
+    return planned(stages)
 
 
 def block_units(units: int, num_blocks: int, block: int) -> range:
@@ -386,11 +397,12 @@ class Kernel:
         num_blocks: int,
         num_threads: int,
         shared_bytes: int,
-        arguments: Sequence[
-            ctypes._SimpleCData[int] | ctypes._SimpleCData[float] | ctypes.c_void_p
-        ],
+        arguments: Sequence[Any],
     ) -> None:
-        """Launches on torch's current stream of the device; raises StreamError when refused."""
+        """Launches on torch's current stream of the device, with ctypes values as arguments.
+
+        Raises StreamError when the driver refuses.
+        """
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
         attribute = _LaunchAttribute(id=6, value=1)  # programmatic stream serialisation
         stream = torch.cuda.current_stream(self._device).cuda_stream
@@ -412,7 +424,12 @@ _loaded: dict[tuple[int, str, str], Kernel] = {}
 
 
 def load_kernel(
-    device: torch.device, name: str, source: str, defines: Sequence[tuple[str, int]]
+    device: torch.device,
+    name: str,
+    source: str,
+    defines: Sequence[tuple[str, int]],
+    *,
+    max_registers: int = 255,
 ) -> Kernel:
     """The kernel `name` of a source compiled with these macros, for this device; kept.
 
@@ -425,6 +442,7 @@ def load_kernel(
         "--std=c++17",
         "-default-device",
     )
+    options += (f"--maxrregcount={max_registers}",)
     options += tuple(f"-D{macro}={value}" for macro, value in defines)
     digest = hashlib.sha256("\0".join((source, *options, *_nvrtc_version())).encode()).hexdigest()
     key = index, name, digest
