@@ -27,10 +27,11 @@ CSP: Final = (
 _PACKAGE: Final = Path(str(resources.files("visiongate")))
 _STATIC: Final = _PACKAGE / "static"
 _TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_READ: Final = ["GET", "HEAD"]  # the server sends no body to a HEAD
 _FOREVER: Final = "public, max-age=31536000, immutable"
 
 
-@router.get("/")
+@router.api_route("/", methods=_READ)
 async def index() -> Response:
     """The page."""
     file = _STATIC / "index.html"
@@ -38,7 +39,7 @@ async def index() -> Response:
     return HTMLResponse(body, headers={"Content-Security-Policy": CSP, "Cache-Control": "no-cache"})
 
 
-@router.get("/assets/{name}")
+@router.api_route("/assets/{name}", methods=_READ)
 async def asset(request: Request, name: str) -> Response:
     """A file of the page; its name changes with its content."""
     response = _file(_STATIC / "assets", name, _FOREVER)
@@ -51,13 +52,13 @@ async def asset(request: Request, name: str) -> Response:
     return response
 
 
-@router.get("/favicon.ico")
+@router.api_route("/favicon.ico", methods=_READ)
 async def favicon() -> Response:
     """The page names its own icon; browsers that ask here get nothing."""
     return Response(status_code=204)
 
 
-@router.get("/samples/index.json")
+@router.api_route("/samples/index.json", methods=_READ)
 async def samples() -> Response:
     """The sample pictures with their questions and true answers."""
     truths = samples_folder() / "truths.json"
@@ -66,7 +67,7 @@ async def samples() -> Response:
     return Response(truths.read_bytes(), media_type="application/json")
 
 
-@router.get("/samples/{name}")
+@router.api_route("/samples/{name}", methods=_READ)
 async def sample(name: str) -> Response:
     """A sample picture."""
     return _file(samples_folder(), name, "public, max-age=3600")
