@@ -41,6 +41,8 @@ class PromptBuilder:
         self.config = config
         self.tokenizer = tokenizer
         self._template = _compile(chat_template)
+        self.opens_thinking = self._opens_thinking()
+        """Whether the template begins answers with reasoning, as those of Thinking models do."""
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> PromptBuilder:
@@ -53,9 +55,15 @@ class PromptBuilder:
         )
 
     def build(
-        self, messages: Sequence[Message], *, tools: list[dict[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        thinks: bool = True,
     ) -> Prompt:
         """Renders, tokenises, and puts one pad for every visual token.
+
+        Where the template opens a model's reasoning, `thinks` False closes it again.
 
         Raises InvalidParameter when the template refuses the messages.
         """
@@ -72,7 +80,17 @@ class PromptBuilder:
                 "check the roles and their order",
                 param="messages",
             ) from error
+        if self.opens_thinking and not thinks:
+            rendered = rendered.rstrip() + "\n\n</think>\n\n"
         return self._expand(escape.encode(rendered, self.tokenizer), images)
+
+    def _opens_thinking(self) -> bool:
+        question = [{"role": "user", "content": "?"}]
+        try:
+            rendered = self._template.render(messages=question, add_generation_prompt=True)
+        except jinja2.TemplateError:
+            return False
+        return rendered.rstrip().endswith("<think>")
 
     def _expand(self, tokens: list[int], images: list[Image]) -> Prompt:
         """Puts `num_tokens` pads where each picture's single pad stands."""

@@ -44,7 +44,9 @@ from visiongate.gateway.boxes import Box, find_boxes
 from visiongate.gateway.intake import Intake
 from visiongate.gateway.logs import Note
 from visiongate.gateway.memory import MemoryGuard
+from visiongate.gateway.reasoning import ReasoningSplitter
 from visiongate.gateway.schemas import (
+    CompletionTokensDetails,
     ImageReceipt,
     PromptTokensDetails,
     Timing,
@@ -52,6 +54,7 @@ from visiongate.gateway.schemas import (
     VisionReceipt,
 )
 from visiongate.gateway.sessions import Picture, Turn
+from visiongate.gateway.upstream import ReasoningEvent
 
 DECODED_BYTES: Final = 96 * 1024 * 1024
 """Memory for pictures that were decoded lately; follow-up questions find theirs here."""
@@ -94,6 +97,14 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Thought:
+    """New text of the reasoning before one of the answers."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """One of the answers is complete."""
 
@@ -101,14 +112,20 @@ class Ended:
     reason: FinishReason
 
 
-Event = Queued | Delta | Ended
+Event = Queued | Thought | Delta | Ended
 
 
 @dataclass(slots=True)
 class Draft:
-    """One answer as it grows."""
+    """One answer as it grows.
+
+    Attributes:
+        num_reasoning_tokens: those of the steps up to the one that ended the reasoning.
+    """
 
     text: str = ""
+    reasoning: str = ""
+    num_reasoning_tokens: int = 0
     logprobs: list[TokenLogprob] = field(default_factory=list)
     reason: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)
@@ -177,7 +194,8 @@ class Answers:
         images = [await self.decode(picture, intake) for picture in pictures]
         decode_seconds = time.monotonic() - started
         _remember(note, pictures, ask)
-        prompt = await asyncio.to_thread(_build, intake, ask.turns, images)
+        thinks = intake.thinks and ask.params.grammar is None  # a grammar leaves no room for it
+        prompt = await asyncio.to_thread(_build, intake, ask.turns, images, thinks)
         limit = intake.max_context_tokens
         if len(prompt.token_ids) >= limit:
             raise ContextOverflow(
@@ -186,6 +204,7 @@ class Answers:
             )
         answer = Answer(self, ask, prompt, images, note, intake.model_name)
         answer.decode_seconds = decode_seconds
+        answer.thinks = thinks
         answer.deadline = None if deadline is None else note.started + deadline
         return answer
 
@@ -242,6 +261,7 @@ class Answer:
         self.note = note
         self.model_name = model_name
         self.drafts = [Draft() for _ in range(ask.num_choices)]
+        self.thinks = False
         self.decode_seconds = 0.0
         self.queue_seconds = 0.0
         self.first_token_seconds: float | None = None
@@ -281,6 +301,11 @@ class Answer:
         return self.drafts[0].text
 
     @property
+    def reasoning(self) -> str:
+        """What the model thought before the first answer."""
+        return self.drafts[0].reasoning
+
+    @property
     def reason(self) -> str:
         """Why the first answer ended."""
         return self.drafts[0].reason or "abort"
@@ -297,6 +322,9 @@ class Answer:
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(
                 image_tokens=image_tokens, cached_tokens=first.cached_tokens
+            ),
+            completion_tokens_details=CompletionTokensDetails(
+                reasoning_tokens=sum(draft.num_reasoning_tokens for draft in self.drafts)
             ),
             total_time_ms=self._total_ms(),
         )
@@ -367,17 +395,34 @@ class Answer:
                     raise
                 await self._wait_for_worker()
 
-    async def _stream(self, index: int, request: Request) -> AsyncGenerator[Delta | Ended, None]:
+    async def _stream(
+        self, index: int, request: Request
+    ) -> AsyncGenerator[Thought | Delta | Ended, None]:
         draft = self.drafts[index]
+        splitter = ReasoningSplitter() if self.thinks else None
         generated = self._answers.backend.generate(request)
         try:
             async for event in generated:
-                if event.text or event.logprobs:
-                    if self.first_token_seconds is None:
-                        self.first_token_seconds = time.monotonic() - self.note.started
-                    draft.text += event.text
-                    draft.logprobs.extend(event.logprobs)
-                    yield Delta(index, event.text, event.logprobs)
+                if (event.text or event.logprobs) and self.first_token_seconds is None:
+                    self.first_token_seconds = time.monotonic() - self.note.started
+                thought, text, logprobs = "", event.text, event.logprobs
+                if isinstance(event, ReasoningEvent):
+                    thought, text = event.text, ""
+                    draft.num_reasoning_tokens += event.num_tokens
+                elif splitter is not None and splitter.is_open:
+                    draft.num_reasoning_tokens += event.num_tokens
+                    thought, text = splitter.add(text)
+                    thought += splitter.finish() if event.is_final else ""
+                    logprobs = ()
+                elif splitter is not None:
+                    _, text = splitter.add(text)
+                if thought:
+                    draft.reasoning += thought
+                    yield Thought(index, thought)
+                if text or logprobs:
+                    draft.text += text
+                    draft.logprobs.extend(logprobs)
+                    yield Delta(index, text, logprobs)
                 if event.finish_reason is not None:
                     draft.usage = event.usage or draft.usage
                     if event.finish_reason == "abort":
@@ -484,7 +529,7 @@ async def _pump(
         await events.aclose()
 
 
-def _build(intake: Intake, turns: Sequence[Turn], images: Sequence[Image]) -> Prompt:
+def _build(intake: Intake, turns: Sequence[Turn], images: Sequence[Image], thinks: bool) -> Prompt:
     remaining = iter(images)
     messages = [
         Message(
@@ -493,7 +538,7 @@ def _build(intake: Intake, turns: Sequence[Turn], images: Sequence[Image]) -> Pr
         )
         for turn in turns
     ]
-    return intake.build(messages)
+    return intake.build(messages, thinks=thinks)
 
 
 def _remember(note: Note, pictures: Sequence[Picture], ask: Ask) -> None:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from visiongate.errors import DeadlineExceeded
-from visiongate.gateway.answer import Answer, Ask, Delta, Queued
+from visiongate.gateway.answer import Answer, Ask, Delta, Queued, Thought
 from visiongate.gateway.auth import Caller, caller_of
 from visiongate.gateway.completions import annotated
 from visiongate.gateway.logs import note_of
@@ -124,6 +124,8 @@ async def chat_reply(
         "vision": answer.vision().model_dump(),
         "boxes": [box.wire() for box in answer.boxes()],
     }
+    if answer.reasoning:
+        reply["reasoning_content"] = answer.reasoning
     if body.annotate and answer.images:
         reply["annotated_image"] = annotated(answer)
     return reply
@@ -138,6 +140,8 @@ async def _frames(
             async for event in events:
                 if isinstance(event, Queued):
                     yield frame({"position": event.position}, event="queue")
+                elif isinstance(event, Thought):
+                    yield frame({"reasoning_delta": event.text})
                 elif isinstance(event, Delta):
                     yield frame({"delta": event.text})
         reply = await chat_reply(service, body, session, turn, answer)

@@ -20,7 +20,7 @@ from visiongate.errors import (
     InvalidParameter,
     InvalidRequest,
 )
-from visiongate.gateway.answer import Answer, Ask, Delta, Ended, Queued, new_answer_id
+from visiongate.gateway.answer import Answer, Ask, Delta, Ended, Queued, Thought, new_answer_id
 from visiongate.gateway.auth import Caller, caller_of
 from visiongate.gateway.boxes import draw_boxes
 from visiongate.gateway.logs import note_of
@@ -271,6 +271,9 @@ async def _frames(
                     case Queued(position):
                         if shows_queue:
                             yield frame({"position": position}, event="queue")
+                    case Thought(index, text):
+                        choice = _choice(index, {"reasoning_content": text})
+                        yield frame(head | {"choices": [choice]})
                     case Delta(index, text, logprobs):
                         choice = _choice(index, {"content": text})
                         if call.has_logprobs:
@@ -299,7 +302,8 @@ def _completion(call: Call, answer: Answer) -> dict[str, Any]:
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": draft.text, "refusal": None},
+            "message": {"role": "assistant", "content": draft.text, "refusal": None}
+            | ({"reasoning_content": draft.reasoning} if draft.reasoning else {}),
             "logprobs": logprobs_wire(draft.logprobs) if call.has_logprobs else None,
             "finish_reason": draft.reason,
         }

@@ -19,7 +19,7 @@ from visiongate.model.config import GenerationDefaults
 class Builder(Protocol):
     """Turns messages into a prompt."""
 
-    def build(self, messages: Sequence[Message]) -> Prompt:
+    def build(self, messages: Sequence[Message], *, thinks: bool = True) -> Prompt:
         """Raises InvalidParameter when the template refuses the messages."""
         ...
 
@@ -31,6 +31,7 @@ class Intake:
     Attributes:
         model_name: the name that the API shows.
         generation: sampling where a request names nothing.
+        thinks: answers begin with reasoning, up to `</think>`.
     """
 
     builder: Builder
@@ -38,6 +39,7 @@ class Intake:
     image_limits: ImageLimits
     generation: GenerationDefaults
     max_context_tokens: int
+    thinks: bool = False
 
     @classmethod
     async def load(cls, backend: Backend, settings: Settings) -> Intake:
@@ -71,11 +73,12 @@ class Intake:
             ),
             generation=builder.config.generation,
             max_context_tokens=model.max_context_tokens,
+            thinks=builder.opens_thinking,
         )
 
-    def build(self, messages: Sequence[Message]) -> Prompt:
-        """The prompt of a conversation."""
-        return self.builder.build(messages)
+    def build(self, messages: Sequence[Message], *, thinks: bool = True) -> Prompt:
+        """The prompt of a conversation; `thinks` False asks for the answer without reasoning."""
+        return self.builder.build(messages, thinks=thinks)
 
 
 def limits_of(settings: Settings, *, min_pixels: int, max_pixels: int) -> ImageLimits:

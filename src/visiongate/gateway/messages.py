@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from visiongate.errors import DeadlineExceeded
-from visiongate.gateway.answer import Answer, Ask, Delta, new_answer_id
+from visiongate.gateway.answer import Answer, Ask, Delta, Thought, new_answer_id
 from visiongate.gateway.auth import caller_of
 from visiongate.gateway.logs import note_of
 from visiongate.gateway.problems import problem_of
@@ -123,13 +123,19 @@ async def create_message(request: Request) -> Response:
     return JSONResponse(
         message
         | {
-            "content": [{"type": "text", "text": answer.text}],
+            "content": [*_thinking(answer), {"type": "text", "text": answer.text}],
             "stop_reason": _reason(answer),
             "usage": _usage(answer),
             "vision": answer.vision().model_dump(),
             "boxes": [box.wire() for box in answer.boxes()],
         }
     )
+
+
+def _thinking(answer: Answer) -> list[dict[str, Any]]:
+    if not answer.reasoning:
+        return []
+    return [{"type": "thinking", "thinking": answer.reasoning, "signature": ""}]
 
 
 def _system(body: MessagesRequest) -> list[Turn]:
@@ -188,19 +194,36 @@ async def _frames(service: Service, answer: Answer) -> AsyncGenerator[bytes, Non
         return frame({"type": kind, **fields}, event=kind)
 
     yield event("message_start", message=_head(answer))
-    yield event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    text_block = {"type": "text", "text": ""}
+    index, has_begun = 0, False  # the first piece tells which block begins
     try:
         async with aclosing(answer.events()) as events:
             async for found in events:
-                if isinstance(found, Delta) and found.text:
-                    delta = {"type": "text_delta", "text": found.text}
+                if isinstance(found, Thought):
+                    if not has_begun:
+                        has_begun = True
+                        block = {"type": "thinking", "thinking": "", "signature": ""}
+                        yield event("content_block_start", index=0, content_block=block)
+                    delta = {"type": "thinking_delta", "thinking": found.text}
                     yield event("content_block_delta", index=0, delta=delta)
+                elif isinstance(found, Delta) and found.text:
+                    if answer.reasoning and not index:
+                        index = 1
+                        yield event("content_block_stop", index=0)
+                        yield event("content_block_start", index=1, content_block=text_block)
+                    elif not has_begun:
+                        has_begun = True
+                        yield event("content_block_start", index=0, content_block=text_block)
+                    delta = {"type": "text_delta", "text": found.text}
+                    yield event("content_block_delta", index=index, delta=delta)
     except Exception as error:  # told in the stream, whose status is already out
         service.note_error(error, answer.note)
         body = problem_of(error, "/v1/messages").body("/v1/messages", answer.note.request_id)
         yield frame(body, event="error")
         return
-    yield event("content_block_stop", index=0)
+    if not has_begun:
+        yield event("content_block_start", index=0, content_block=text_block)
+    yield event("content_block_stop", index=index)
     ending = {"stop_reason": _reason(answer), "stop_sequence": None}
     yield event("message_delta", delta=ending, usage=_usage(answer))
     yield event("message_stop")

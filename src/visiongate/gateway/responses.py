@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from visiongate.errors import DeadlineExceeded, InvalidParameter
-from visiongate.gateway.answer import Answer, Ask, Delta
+from visiongate.gateway.answer import Answer, Ask, Delta, Thought
 from visiongate.gateway.auth import caller_of
 from visiongate.gateway.logs import note_of
 from visiongate.gateway.problems import problem_of
@@ -214,7 +214,7 @@ def _response(
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "model": answer.model_name,
-        "output": [] if is_running else [message],
+        "output": [] if is_running else [*_reasoning_items(session, answer), message],
         "parallel_tool_calls": False,
         "previous_response_id": body.previous_response_id,
         "temperature": answer.ask.params.temperature,
@@ -232,12 +232,28 @@ def _response(
                 "image_tokens": usage.prompt_tokens_details.image_tokens,
             },
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": usage.completion_tokens_details.model_dump(),
             "total_tokens": usage.total_tokens,
         },
         "vision": None if is_running else answer.vision().model_dump(),
         "boxes": [box.wire() for box in answer.boxes()],
     }
+
+
+def _reasoning_items(session: Session, answer: Answer) -> list[dict[str, Any]]:
+    """What the model thought, as an item before its message."""
+    if not answer.reasoning:
+        return []
+    text = {"type": "reasoning_text", "text": answer.reasoning}
+    return [
+        {
+            "id": f"rs_{session.id[5:]}",
+            "type": "reasoning",
+            "status": "completed",
+            "summary": [],
+            "content": [text],
+        }
+    ]
 
 
 async def _frames(
@@ -249,8 +265,9 @@ async def _frames(
 ) -> AsyncGenerator[bytes, None]:
     """The typed events of the Responses API, numbered."""
     numbers = itertools.count()
-    item_id = f"msg_{session.id[5:]}"
-    place = {"item_id": item_id, "output_index": 0, "content_index": 0}
+    item_id, thought_id = f"msg_{session.id[5:]}", f"rs_{session.id[5:]}"
+    place: dict[str, Any] = {"item_id": item_id, "output_index": 0, "content_index": 0}
+    thought_place = {"item_id": thought_id, "output_index": 0, "content_index": 0}
 
     def event(kind: str, **fields: Any) -> bytes:
         return frame({"type": kind, "sequence_number": next(numbers), **fields}, event=kind)
@@ -259,13 +276,40 @@ async def _frames(
     yield event("response.created", response=running)
     yield event("response.in_progress", response=running)
     item = {"id": item_id, "type": "message", "role": "assistant", "status": "in_progress"}
-    yield event("response.output_item.added", output_index=0, item=item | {"content": []})
     part: dict[str, Any] = {"type": "output_text", "text": "", "annotations": []}
-    yield event("response.content_part.added", **place, part=part)
+
+    def begin_message() -> list[bytes]:
+        added = event(
+            "response.output_item.added",
+            output_index=place["output_index"],
+            item=item | {"content": []},
+        )
+        return [added, event("response.content_part.added", **place, part=part)]
+
+    def end_reasoning() -> list[bytes]:
+        text = answer.reasoning
+        found = _reasoning_items(session, answer)[0]
+        place["output_index"] = 1
+        return [
+            event("response.reasoning_text.done", **thought_place, text=text),
+            event("response.output_item.done", output_index=0, item=found),
+        ]
+
+    is_thinking = has_begun = False
     try:
         async with aclosing(answer.events()) as events:
             async for found in events:
-                if isinstance(found, Delta) and found.text:
+                if isinstance(found, Thought):
+                    if not is_thinking:
+                        is_thinking = True
+                        thought = {"id": thought_id, "type": "reasoning", "summary": []}
+                        yield event("response.output_item.added", output_index=0, item=thought)
+                    yield event("response.reasoning_text.delta", **thought_place, delta=found.text)
+                elif isinstance(found, Delta) and found.text:
+                    if not has_begun:
+                        has_begun = True
+                        for line in [*(end_reasoning() if is_thinking else ()), *begin_message()]:
+                            yield line
                     delta = {"delta": found.text, "logprobs": []}
                     yield event("response.output_text.delta", **place, **delta)
     except Exception as error:  # told in the stream, whose status is already out
@@ -274,10 +318,14 @@ async def _frames(
         yield event("error", message=problem.message, code=problem.code, param=problem.param)
         return
     await _keep(service, body, session, turns, answer)
+    if not has_begun:
+        for line in [*(end_reasoning() if is_thinking else ()), *begin_message()]:
+            yield line
     done = _response(body, session, answer)
     yield event("response.output_text.done", **place, text=answer.text, logprobs=[])
     yield event("response.content_part.done", **place, part=part | {"text": answer.text})
-    yield event("response.output_item.done", output_index=0, item=done["output"][0])
+    last = place["output_index"]
+    yield event("response.output_item.done", output_index=last, item=done["output"][-1])
     kind = "response.completed" if done["status"] == "completed" else "response.incomplete"
     yield event(kind, response=done)
 

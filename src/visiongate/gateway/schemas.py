@@ -161,6 +161,12 @@ class PromptTokensDetails(BaseModel):
     cached_tokens: int
 
 
+class CompletionTokensDetails(BaseModel):
+    """What the answer's tokens were for."""
+
+    reasoning_tokens: int
+
+
 class UsageReport(BaseModel):
     """Tokens and time of one request."""
 
@@ -168,6 +174,7 @@ class UsageReport(BaseModel):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
     total_time_ms: int
 
 
@@ -218,6 +225,8 @@ class AnswerMessage(BaseModel):
     role: Literal["assistant"]
     content: str
     refusal: None = None
+    reasoning_content: str | None = None
+    """What a thinking model thought first; absent where it thought nothing."""
 
 
 class Choice(BaseModel):
@@ -248,6 +257,7 @@ class ChatReply(BaseModel):
     """The response of POST /api/chat."""
 
     response: str
+    reasoning_content: str | None = None
     session_id: str
     finish_reason: str
     usage: UsageReport

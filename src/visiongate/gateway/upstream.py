@@ -40,6 +40,7 @@ from visiongate.gateway.settings import Settings
 PROBE_SECONDS: Final = 2.0
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 300.0
+_BROKEN_OFF: Final = "the upstream server broke the answer off; try again"
 _REASONS: Final = frozenset({"stop", "length", "repetition", "deadline"})
 
 
@@ -48,6 +49,11 @@ class RelayedPrompt(Prompt):
     """A conversation that another server will tokenise; `token_ids` stays empty."""
 
     messages: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningEvent(TokenEvent):
+    """Text, or a number of tokens, of the upstream's reasoning."""
 
 
 class Upstream:
@@ -93,8 +99,8 @@ class Upstream:
         state = "loading" if self._model is None else "unhealthy"
         return BackendStatus(cast(Any, state), self._reason, loading_stage="upstream")
 
-    def build(self, messages: Sequence[Message]) -> Prompt:
-        """The conversation as the upstream takes it."""
+    def build(self, messages: Sequence[Message], *, thinks: bool = True) -> Prompt:
+        """The conversation as the upstream takes it; whether it thinks is decided over there."""
         images = [part for m in messages for part in m.parts if isinstance(part, Image)]
         return RelayedPrompt(
             token_ids=[],
@@ -110,7 +116,7 @@ class Upstream:
         started = time.monotonic()
         body = _body(request.params, request.prompt, self.model_name)
         usage: dict[str, Any] = {}
-        reason: FinishReason = "stop"
+        reason: FinishReason | None = None
         first: float | None = None
         try:
             async with self._client.stream(
@@ -122,20 +128,32 @@ class Upstream:
                 async for chunk in _chunks(response, request.deadline_seconds, started):
                     usage = chunk.get("usage") or usage
                     for choice in chunk.get("choices", ()):
-                        text = choice.get("delta", {}).get("content") or ""
-                        first = first or (time.monotonic() if text else None)
+                        delta = choice.get("delta", {})
+                        text = delta.get("content") or ""
+                        thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
+                        first = first or (time.monotonic() if text or thought else None)
                         logprobs = _logprobs(choice.get("logprobs"))
                         found = choice.get("finish_reason")
                         reason = (found if found in _REASONS else "stop") if found else reason
+                        if thought:
+                            yield ReasoningEvent(request.request_id, thought)
                         if text or logprobs:
                             yield TokenEvent(request.request_id, text, 1, logprobs)
+        except (httpx.ReadError, httpx.RemoteProtocolError):  # it may be well for the next request
+            raise WorkerDied(_BROKEN_OFF) from None
         except httpx.HTTPError:
             self._reason = "the upstream server cannot be reached"
             raise WorkerDied(
                 "the upstream server cannot be reached; try again", retry_after_seconds=5.0
             ) from None
+        if reason is None:  # llama-cpp-python's server refuses a stream with 200 and nothing in it
+            raise WorkerDied(_BROKEN_OFF)
         now = time.monotonic()
         details = usage.get("prompt_tokens_details") or {}
+        split = usage.get("completion_tokens_details") or {}
+        if split.get("reasoning_tokens"):
+            count = int(split["reasoning_tokens"])
+            yield ReasoningEvent(request.request_id, num_tokens=count)
         yield TokenEvent(
             request.request_id,
             finish_reason=reason,
@@ -249,7 +267,7 @@ async def _chunks(
         with contextlib.suppress(ValueError):
             chunk = json.loads(text)
             if "error" in chunk:
-                raise WorkerDied("the upstream server broke the answer off; try again")
+                raise WorkerDied(_BROKEN_OFF)
             yield chunk
 
 
