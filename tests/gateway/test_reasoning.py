@@ -169,8 +169,12 @@ def test_anthropics_client_sees_a_thinking_block(server: Server) -> None:
 
 def test_a_schema_is_answered_without_reasoning(thinker: Server) -> None:
     """A grammar begins with the answer's first token, so the prompt closes the reasoning."""
-    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}
-    schema |= {"additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 2]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
     wish = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
     body = question(example(), TOTAL, temperature=0, response_format=wish)
     message = thinker.post("/v1/chat/completions", body).json()["choices"][0]["message"]
