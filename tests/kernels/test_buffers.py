@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from visiongate.kernels.buffers import HUGE_PAGE_BYTES, BufferPool
+from visiongate.kernels.buffers import HUGE_PAGE_BYTES, KEEP_TAKES, BufferPool
 
 COUNT = HUGE_PAGE_BYTES // 4 + 5
 
@@ -45,10 +45,18 @@ def test_no_more_waits_than_is_allowed() -> None:
     assert pool.free_bytes == 2 * HUGE_PAGE_BYTES
 
 
-def test_a_new_size_takes_the_place_of_old_ones() -> None:
+def test_sizes_that_alternate_all_keep_their_blocks() -> None:
+    """The story: each new size threw out the oldest block, which the next layer wanted."""
     pool = BufferPool()
-    tensors = [pool.empty((COUNT,), torch.float32) for _ in range(4)]
-    tensors.clear()
-    large = pool.empty((3 * COUNT,), torch.float32)
-    assert large.nbytes > 3 * HUGE_PAGE_BYTES
-    assert pool.free_bytes == 4 * HUGE_PAGE_BYTES  # two of four blocks have gone
+    counts = [COUNT, 3 * COUNT, 9 * COUNT]
+    first = [pool.empty((count,), torch.float32).data_ptr() for count in counts]
+    again = [pool.empty((count,), torch.float32).data_ptr() for count in counts]
+    assert again == first
+
+
+def test_what_other_work_left_behind_is_given_back() -> None:
+    pool = BufferPool()
+    pool.empty((9 * COUNT,), torch.float32)
+    for _ in range(KEEP_TAKES + 2):
+        pool.empty((COUNT,), torch.float32)
+    assert pool.free_bytes == 2 * HUGE_PAGE_BYTES

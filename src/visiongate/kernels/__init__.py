@@ -131,9 +131,9 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return native.silu_mul(gate_up) if native.takes(gate_up) else reference.silu_mul(gate_up)
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its tanh form, elementwise."""
-    return native.gelu_tanh(x) if native.takes(x) else reference.gelu_tanh(x)
+def gelu_tanh(x: Tensor, *, in_place: bool = False) -> Tensor:
+    """GELU by its tanh form, elementwise; `in_place` lets x be written over."""
+    return native.gelu_tanh(x, in_place) if native.takes(x) else reference.gelu_tanh(x)
 
 
 def qk_norm_rope(

@@ -19,6 +19,9 @@ from torch import Tensor
 
 HUGE_PAGE_BYTES = 2 << 20
 
+KEEP_TAKES = 64
+"""A block that was not wanted for this many others is given back: a layer takes about ten."""
+
 
 def map_block(num_bytes: int) -> mmap.mmap:
     """Private memory of its own, in huge pages where the system has them."""
@@ -39,7 +42,8 @@ class BufferPool:
 
     def __init__(self, keep_bytes: int = 192 << 20) -> None:
         self.keep_bytes = keep_bytes
-        self._free: list[mmap.mmap] = []
+        self._free: list[tuple[int, mmap.mmap]] = []  # when it came back, in takes; oldest first
+        self._num_takes = 0
         self._returned: deque[mmap.mmap] = deque()
         self._lock = threading.Lock()
 
@@ -62,28 +66,29 @@ class BufferPool:
         """Memory that waits unused."""
         with self._lock:
             self._collect()
-            return sum(len(block) for block in self._free)
+            return sum(len(block) for _, block in self._free)
 
     def _take(self, num_bytes: int) -> mmap.mmap:
         """The smallest free block that fits without wasting a third, or a new one.
 
-        For a new one the oldest free ones go, so that work of another kind (a picture, then text)
-        does not hold the memory of both.
+        Blocks that the present kind of work does not use go (a picture's, once its text is
+        computed). Dropping others for a new one would be wrong: the next layer wants them all.
         """
         with self._lock:
+            self._num_takes += 1
             self._collect()
-            fits = [b for b in self._free if num_bytes <= len(b) <= num_bytes * 3 // 2]
+            fits = [e for e in self._free if num_bytes <= len(e[1]) <= num_bytes * 3 // 2]
             if not fits:
-                freed = 0
-                while self._free and freed < num_bytes:
-                    freed += len(self._free.pop(0))
                 return map_block(num_bytes)
-            best = min(fits, key=len)
+            best = min(fits, key=lambda entry: len(entry[1]))
             self._free.remove(best)
-            return best
+            return best[1]
 
     def _collect(self) -> None:
         while self._returned:
-            self._free.append(self._returned.popleft())
-        while sum(len(block) for block in self._free) > self.keep_bytes:
-            self._free.pop(0)
+            self._free.append((self._num_takes, self._returned.popleft()))
+        held = sum(len(block) for _, block in self._free)
+        while self._free and (
+            held > self.keep_bytes or self._free[0][0] < self._num_takes - KEEP_TAKES
+        ):
+            held -= len(self._free.pop(0)[1])

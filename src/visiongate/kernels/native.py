@@ -408,10 +408,10 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return y
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
+def gelu_tanh(x: Tensor, in_place: bool) -> Tensor:
     """See `visiongate.kernels.gelu_tanh`."""
     x = x.contiguous()
-    y = _buffers.empty(x.shape, x.dtype)
+    y = x if in_place else _buffers.empty(x.shape, x.dtype)
     _lib().vg_gelu_tanh(x.data_ptr(), y.data_ptr(), _TYPES[x.dtype], x.numel())
     return y
 

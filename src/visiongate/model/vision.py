@@ -81,10 +81,7 @@ class VisionMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) to (N, C)."""
         x = self.linear_fc1(x)
-        if has_kernels(x):
-            x = kernels.gelu_tanh(x, in_place=True)
-        else:
-            x = F.gelu(x, approximate="tanh")
+        x = kernels.gelu_tanh(x, in_place=True) if has_kernels(x) else F.gelu(x, approximate="tanh")
         return self.linear_fc2(x)
 
 
