@@ -183,7 +183,7 @@ def test_add_norm(dtype: torch.dtype, num_parts: int) -> None:
     parts = randn(num_parts, 5, 320) if num_parts else None
     out = torch.full((5, 320), torch.nan, device=DEVICE, dtype=dtype)
     total = x.clone() if parts is None else x + parts.sum(0)
-    ops.add_norm(x, parts, weight, out, EPS)
+    ops.add_norm(x, parts, weight, EPS, out)
     assert error(x, total) < 1e-6
     assert error(out, F.rms_norm(total, (320,), weight.float(), EPS)) < TOLERANCE[dtype]
 

@@ -93,7 +93,7 @@ class Engine:
             chunk_tokens=settings.chunk_tokens,
         )
         self.features = FeatureCache(settings.feature_cache_bytes)
-        self.runner = make_runner(model, pool, settings.max_num_seqs, self.max_context)
+        self.runner = make_runner(model, pool, settings, self.max_context)
         self._drafts = settings.drafts and not self.runner.is_beside
         self._ahead: Launched | None = None
         self.encoder = ImageEncoder(model, self.runner.device)
@@ -558,13 +558,21 @@ def load(path: str | Path, settings: EngineSettings) -> AnyModel:
     return load_on_device(path, dtype, torch.device(settings.device))
 
 
-def make_runner(model: AnyModel, pool: KVPool, max_rows: int, max_context: int) -> Runner:
+def make_runner(
+    model: AnyModel, pool: KVPool, settings: EngineSettings, max_context: int
+) -> Runner:
     """The runner for a model's kind."""
     if isinstance(model, Qwen3VL):
         return ModelRunner(model, pool)
     from visiongate.engine.cuda_runner import CudaRunner  # imports the GPU's compiler
 
-    return CudaRunner(model, pool, max_rows=max_rows, max_context=max_context)
+    return CudaRunner(
+        model,
+        pool,
+        max_rows=settings.max_num_seqs,
+        max_context=max_context,
+        batch_invariant=settings.batch_invariant,
+    )
 
 
 def fitting_blocks(model: AnyModel, settings: EngineSettings) -> int:

@@ -101,7 +101,7 @@ class _Worker:
 
 
 def _beginning(request: Request) -> bytes:
-    """What two requests share when one can use the other's cache: key, first picture, first words."""
+    """What two requests share when one can use the other's cache: key, picture, first words."""
     prompt = request.prompt
     digest = hashlib.blake2b(request.cache_salt, digest_size=16)
     if prompt.spans:

@@ -203,18 +203,27 @@ class CudaDecoder:
         self.rotary = MRotaryEmbedding(D, text.rope_theta, text.mrope_section).to(device)
         self._cos = self._sin = torch.empty(0, D // 2, device=device)
         self._products: list[Products] = []
+        self._streams: list[Products] = []
         self._stream_head: stream.StreamLinear | None = None
+        self._max_stream_rows = 0
 
-    def prepare(self, num_positions: int) -> None:
-        """Readies `decode`, once the weights are there, for rotary positions up to a number."""
+    def prepare(self, num_positions: int, *, max_stream_rows: int = stream.MAX_TOKENS) -> None:
+        """Readies `decode`, once the weights are there, for rotary positions up to a number.
+
+        Steps of more than `max_stream_rows` rows use torch's products, which are faster there but
+        give a row other bits than smaller steps do.
+        """
         places = torch.arange(num_positions, device=self.device).float()[:, None]
         angles = places * self.rotary.inv_freq
         self._cos, self._sin = angles.cos().contiguous(), angles.sin().contiguous()
+        self._products = [Products(layer) for layer in self.layers]
         if self.can_stream:
-            self._products = [StreamProducts(layer) for layer in self.layers]
+            self._max_stream_rows = max_stream_rows
+            self._streams = [StreamProducts(layer) for layer in self.layers]
             self._stream_head = stream.StreamLinear(self.head, "float32")
-        else:
-            self._products = [Products(layer) for layer in self.layers]
+
+    def _streams_for(self, num_rows: int) -> bool:
+        return num_rows <= self._max_stream_rows
 
     @property
     def can_stream(self) -> bool:
@@ -260,7 +269,8 @@ class CudaDecoder:
         """Tensors for steps of `num_rows` rows whose tables have `num_blocks` entries."""
         text, B = self.config, num_rows
         C = text.hidden_size
-        qkv, o_parts, inner, down_parts = self._products[0].outputs(B)
+        products = self._streams if self._streams_for(B) else self._products
+        qkv, o_parts, inner, down_parts = products[0].outputs(B)
 
         def ints(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=self.device)
@@ -286,11 +296,14 @@ class CudaDecoder:
         eps = self.config.rms_norm_eps
         token, source, place, rope, first_part = state.inputs
         x, y = state.residual, state.normed
-        pdl = self._stream_head is not None and has_dependent_launch(self.device)
+        streams = self._streams_for(len(x))
+        pdl = streams and has_dependent_launch(self.device)
+        add_norm = stream.add_norm if streams else ops.add_norm
+        all_products = self._streams if streams else self._products
         parts: Tensor | None = None
         ops.embed_rows(token, state.drawn, source, self.embedding, x)
-        for index, (layer, products) in enumerate(zip(self.layers, self._products, strict=True)):
-            ops.add_norm(x, parts, layer.input_norm, y, eps, pdl=pdl)
+        for index, (layer, products) in enumerate(zip(self.layers, all_products, strict=True)):
+            add_norm(x, parts, layer.input_norm, eps, y)
             products.qkv(y, state.qkv)
             ops.decode_attention(
                 state.qkv,
@@ -311,15 +324,15 @@ class CudaDecoder:
                 pdl=pdl,
             )
             products.o(state.attended, state.o_parts)
-            ops.add_norm(x, state.o_parts, layer.post_norm, y, eps, pdl=pdl)
+            add_norm(x, state.o_parts, layer.post_norm, eps, y)
             products.gate_up(y, state.inner)
             products.down(state.inner, state.down_parts)
             parts = state.down_parts
-        ops.add_norm(x, parts, self.norm, y, eps, pdl=pdl)
-        if self._stream_head is None:
-            self._head(y, state.logits)
-        else:
+        add_norm(x, parts, self.norm, eps, y)
+        if streams and self._stream_head is not None:
             self._stream_head(y, state.logits)
+        else:
+            self._head(y, state.logits)
         ops.argmax_rows(state.logits, state.argmax, state.drawn, pdl=pdl)
 
     def prompt_state(self, num_rows: int, num_blocks: int, num_taps: int) -> PromptState:
@@ -372,7 +385,7 @@ class CudaDecoder:
         x, y, delta = state.residual, state.normed, state.delta
         parts: Tensor | None = None
         for index, layer in enumerate(self.layers):
-            ops.add_norm(x, parts, layer.input_norm, y, eps)
+            ops.add_norm(x, parts, layer.input_norm, eps, y)
             qkv = F.linear(y, layer.qkv)
             keys, values = pool.keys[index], pool.values[index]
             ops.qk_norm_rope_store(
@@ -391,7 +404,7 @@ class CudaDecoder:
                 block_size=pool.block_size,
             )  # fmt: skip
             torch.mm(state.attended, layer.o.t(), out=delta[0])
-            ops.add_norm(x, delta, layer.post_norm, y, eps)
+            ops.add_norm(x, delta, layer.post_norm, eps, y)
             ops.silu_mul(F.linear(y, layer.gate_up), state.inner)
             torch.mm(state.inner, layer.down.t(), out=delta[0])
             parts = delta
@@ -403,7 +416,7 @@ class CudaDecoder:
         x = state.residual[row : row + 1].clone()
         y = self._empty(*x.shape)
         delta = state.delta[:, row : row + 1].contiguous()
-        ops.add_norm(x, delta, self.norm, y, self.config.rms_norm_eps)
+        ops.add_norm(x, delta, self.norm, self.config.rms_norm_eps, y)
         logits = torch.empty(1, self.config.vocab_size, device=self.device)
         self._head(y, logits)
         return logits

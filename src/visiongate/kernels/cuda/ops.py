@@ -10,8 +10,9 @@
 
 Dimensions: T or B rows, C channels, I inner channels, H heads, D head size, S cache slots.
 Matrices are row-major. Kernels launched with `pdl` start while the kernel before them ends
-(programmatic dependent launch, compute capability 9.0) and read what it wrote only after
-`gdc_wait`; what they read before was complete when the graph was launched.
+(programmatic dependent launch, compute capability 9.0), let the next one do the same at once, and
+read what others write only after `gdc_wait`; what they read before was complete when the graph was
+launched.
 
 A row's result has the same bits in any batch: sums run in an order that only the row's own length
 decides. Source of the split softmax: Dao et al., "Flash-Decoding for long-context inference", 2023.
@@ -46,7 +47,7 @@ def num_parts(context: int) -> int:
 
 
 def embed_rows(tokens: Tensor, drawn: Tensor, source: Tensor, table: Tensor, out: Tensor) -> None:
-    """Out (B, C) float32 = table[token], token = drawn[source] where source >= 0; int32 (B,)."""
+    """Gives out (B, C) float32 = table[token]; token = drawn[source] where source >= 0 (int32)."""
     B, C = out.shape
     _embed[(B,)](tokens, drawn, source, table, out, C, triton.next_power_of_2(C), num_warps=8)
 
@@ -55,12 +56,10 @@ def add_norm(
     residual: Tensor,
     parts: Tensor | None,
     weight: Tensor,
-    out: Tensor,
     eps: float,
-    *,
-    pdl: bool = False,
+    out: Tensor,
 ) -> None:
-    """Residual (T, C) += parts (S, T, C) added in order; out = RMS norm of it times weight (C,)."""
+    """Adds parts (S, T, C) to residual (T, C) in order; out = RMS norm of it times weight (C,)."""
     T, C = residual.shape
     _add_norm[(T,)](
         residual,
@@ -72,9 +71,7 @@ def add_norm(
         triton.next_power_of_2(C),
         0 if parts is None else parts.shape[0],
         eps,
-        pdl,
         num_warps=8,
-        **_launch(pdl),
     )
 
 
@@ -98,7 +95,7 @@ def add_layer_norm(
 
 
 def silu_mul(gate_up: Tensor, out: Tensor, *, pdl: bool = False) -> None:
-    """Out (T, I) = silu(gate_up[:, :I]) * gate_up[:, I:]."""
+    """Gives out (T, I) = silu(gate_up[:, :I]) * gate_up[:, I:]."""
     T, inner = out.shape
     width = min(2048, triton.next_power_of_2(inner))
     _silu_mul[(T, triton.cdiv(inner, width))](gate_up, out, inner, width, pdl, **_launch(pdl))
@@ -300,7 +297,7 @@ _SLICES = 64
 
 
 def argmax_rows(logits: Tensor, space: ArgmaxSpace, out: Tensor, *, pdl: bool = False) -> None:
-    """Out int32 (B,) = place of the largest of logits (B, V), the first of equal ones."""
+    """Gives out int32 (B,) = place of the largest of logits (B, V), the first of equal ones."""
     B, V = logits.shape
     per = triton.cdiv(V, _SLICES)
     _argmax_slices[(B, _SLICES)](
@@ -328,16 +325,12 @@ def _embed(tokens, drawn, source, table, out, C, WIDTH: tl.constexpr):
 
 @triton.jit
 def _add_norm(
-    residual, parts, weight, out, T, C, WIDTH: tl.constexpr, S: tl.constexpr, EPS: tl.constexpr,
-    PDL: tl.constexpr,
-):  # fmt: skip
+    residual, parts, weight, out, T, C, WIDTH: tl.constexpr, S: tl.constexpr, EPS: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, WIDTH)
     inside = c < C
     g = tl.load(weight + c, mask=inside, other=0.0).to(tl.float32)
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
     x = tl.load(residual + row * C + c, mask=inside, other=0.0)
     if S > 0:
         for s in tl.static_range(S):
@@ -376,8 +369,8 @@ def _silu_mul(gate_up, out, inner, WIDTH: tl.constexpr, PDL: tl.constexpr):
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = c < inner
     if PDL:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
     gate = tl.load(gate_up + row * 2 * inner + c, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * inner + inner + c, mask=inside, other=0.0).to(tl.float32)
     y = gate / (1 + tl.exp(-gate)) * up
@@ -446,6 +439,19 @@ def _rotate_vision(
 
 
 @triton.jit
+def _prefetch(pointers):
+    """Asks for the 128-byte lines at these addresses to be brought into the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [pointers.to(tl.int64)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def _decode_attention(
     qkv, keys, values, cos, sin, q_weight, k_weight, places, rope_places, first_parts, tables, out,
     sums, maxima, weights, arrived, table_stride,
@@ -479,8 +485,15 @@ def _decode_attention(
         k_right = tl.load(k_weight + HALF + d).to(tl.float32)
         home = tl.load(table + place // BLOCK).to(tl.int64)
         if PDL:
-            gdc_wait()
             gdc_launch_dependents()
+            # What earlier steps stored may come near while the product before this ends.
+            old_places = tl.minimum(split * PART + tl.arange(0, PART), tl.maximum(place - 1, 0))
+            near = tl.load(table + old_places // BLOCK).to(tl.int64) * BLOCK
+            near = ((near + old_places % BLOCK) * HKV + head) * D
+            for line in tl.static_range(0, D, 64):
+                _prefetch(keys + near + line)
+                _prefetch(values + near + line)
+            gdc_wait()
         at = qkv + row.to(tl.int64) * WIDTH + (head * GROUP + g)[:, None] * D + d[None, :]
         left = tl.load(at, mask=in_group, other=0.0).to(tl.float32)
         right = tl.load(at + HALF, mask=in_group, other=0.0).to(tl.float32)
@@ -622,8 +635,8 @@ def _argmax_slices(
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     if PDL:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
     c = part * per + tl.arange(0, WIDTH)
     inside = (c < V) & (c < (part + 1) * per)
     x = tl.load(logits + row * V + c, mask=inside, other=float("-inf")).to(tl.float32)
@@ -636,8 +649,8 @@ def _argmax_slices(
 def _argmax_merge(best, where, out, SLICES: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0)
     if PDL:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
     i = tl.arange(0, SLICES)
     _, at = tl.max(tl.load(best + row * SLICES + i), 0, return_indices=True)
     tl.store(out + row, tl.load(where + row * SLICES + at))
