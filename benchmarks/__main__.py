@@ -24,12 +24,24 @@ def parse() -> argparse.Namespace:
         "--openvino", default="", metavar="FOLDER", help="exported; may hold {precision}"
     )
     parser.add_argument("--llama-server", default="", metavar="URL")
+    parser.add_argument("--llama-text", default="", metavar="FILE", help="may hold {precision}")
+    parser.add_argument(
+        "--python",
+        type=_pairs,
+        default={},
+        metavar="ENGINE=PYTHON,...",
+        help="interpreters of peers that are installed elsewhere",
+    )
     parser.add_argument("--checkpoint", type=Path, help="instead of the random 2B one")
     return parser.parse_args()
 
 
 def _list(text: str) -> list[str]:
     return text.split(",")
+
+
+def _pairs(text: str) -> dict[str, str]:
+    return dict(pair.split("=", 1) for pair in text.split(","))
 
 
 def main() -> None:

@@ -39,13 +39,13 @@ class Result:
 class Child:
     """An engine in a process of its own."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, python: str = sys.executable) -> None:
         self.result = Result(options.engine, options.precision)
         env = {**os.environ, "OMP_NUM_THREADS": str(options.num_threads)}
         if options.engine == "visiongate":
             env.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as its worker process is started
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.runners"],
+            [python, "-m", "benchmarks.runners"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("BENCH_VERBOSE") else subprocess.DEVNULL,
@@ -109,7 +109,11 @@ def run(arguments: argparse.Namespace, checkpoint: str) -> None:
     before = limits.measure()
     results: list[Result] = []
     for precision in arguments.precision:
-        locations = {"openvino": arguments.openvino, "llama-server": arguments.llama_server}
+        locations = {
+            "openvino": arguments.openvino,
+            "llama-server": arguments.llama_server,
+            "llama-text": arguments.llama_text,
+        }
         options = [
             Options(
                 *(engine, precision, checkpoint, arguments.threads),
@@ -119,20 +123,22 @@ def run(arguments: argparse.Namespace, checkpoint: str) -> None:
         ]
         groups = [[one] for one in options] if arguments.apart else [options]
         for group in groups:
-            results += run_group(group, arguments.works, arguments.runs)
+            results += run_group(group, arguments.works, arguments.runs, arguments.python)
     found = limits.best(before, limits.measure())
     report(results, None if arguments.checkpoint else found)  # limits are those of the 2B shape
 
 
-def run_group(group: list[Options], works: list[str], num_runs: int) -> list[Result]:
+def run_group(
+    group: list[Options], works: list[str], num_runs: int, pythons: dict[str, str]
+) -> list[Result]:
     """Loads the engines, warms them up with W2, and lets them take turns."""
     children = []
     for options in group:
-        child = Child(options)
+        child = Child(options, pythons.get(options.engine, sys.executable))
         if child.skipped:
             print(f"skipped {options.engine} {options.precision}: {child.skipped}", flush=True)
             continue
-        child.run("W2", WARM_UP_RUN)
+        child.run("W2" if "W2" in child.works else child.works[0], WARM_UP_RUN)
         children.append(child)
     for run_number in range(num_runs):
         for name in works:
