@@ -61,7 +61,7 @@ def limits(results: Results) -> None:
     results["bf16_tflop_s"] = 2 * 8192**3 / milliseconds(lambda: a @ b) / 1e9
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _read_sum(source, sums, WIDTH: tl.constexpr, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
     """Sums COUNT rows of WIDTH numbers: reads much, writes little."""
     place = tl.program_id(0).to(tl.int64)

@@ -154,10 +154,7 @@ def seconds(run: Callable[[], None], num_runs: int) -> tuple[float, float]:
         run()
     for _ in range(3):
         graph.replay()
-    events = [
-        torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # torch
-        for _ in range(num_runs + 1)
-    ]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(num_runs + 1)]
     events[0].record()
     for event in events[1:]:
         graph.replay()

@@ -27,11 +27,12 @@ pytest.importorskip("triton")
 
 from tests.engine.conftest import WEIGHTS, Desk  # noqa: E402  # after the variable is set
 from tests.pictures import draw_receipt  # noqa: E402
-from visiongate.engine.engine import Engine  # noqa: E402
+from visiongate.engine.engine import Engine, load  # noqa: E402
 from visiongate.engine.image import decode  # noqa: E402
 from visiongate.engine.prompt import PromptBuilder  # noqa: E402
 from visiongate.engine.tokenizer import Tokenizer  # noqa: E402
 from visiongate.engine.types import EngineSettings, Grammar, Image  # noqa: E402
+from visiongate.errors import InvalidSettings  # noqa: E402
 from visiongate.model.config import ModelConfig  # noqa: E402
 from visiongate.model.cuda import CudaQwen3VL  # noqa: E402
 from visiongate.model.qwen3vl import Qwen3VL  # noqa: E402
@@ -104,6 +105,11 @@ def plain_picture(width: int = 96, height: int = 64) -> Image:
 
 def receipt(seed: int) -> Image:
     return decode(draw_receipt(seed).png)
+
+
+def test_int8_is_refused(folder: Path) -> None:
+    with pytest.raises(InvalidSettings, match="int8 is for the CPU"):
+        load(folder, EngineSettings(device="cuda:0", precision="int8"))
 
 
 def test_short_answers_equal_the_cpus(

@@ -10,12 +10,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.pictures import draw_receipt
 from visiongate.engine.image import decode
 from visiongate.engine.prompt import Message, PromptBuilder
-from visiongate.engine.types import EngineSettings, Request, SamplingParams, WorkerSettings
+from visiongate.engine.types import (
+    EngineSettings,
+    Prompt,
+    Request,
+    SamplingParams,
+    WorkerSettings,
+)
 from visiongate.errors import InvalidRequest, ModelNotLoaded, WorkerDied
 from visiongate.gateway.backend import BackendState
 from visiongate.gateway.pool import WorkerPool
@@ -91,6 +98,35 @@ def test_a_frozen_worker_is_not_ready_within_seconds() -> None:
                 os.kill(pid, signal.SIGCONT)
             await until(pool, "ready", seconds=10)
             assert await answer(pool, request("thawed")) == RECEIPT.total
+
+    run(story)
+
+
+def test_a_known_picture_goes_where_its_features_are_and_a_new_one_to_the_idle_worker() -> None:
+    async def story() -> None:
+        async with running_pool(count=2) as pool:
+            while any(worker.state != "ready" for worker in pool.status().workers):
+                await asyncio.sleep(0.05)
+            assert await answer(pool, request("first")) == RECEIPT.total
+            stream = pool.generate(
+                request("long", "Read all the text.", ignore_eos=True, max_tokens=2000, guard=False)
+            )
+            await anext(stream)
+            again = [event async for event in pool.generate(request("again"))]
+            assert again[-1].usage is not None
+            assert again[-1].usage.cached_tokens > 0
+            text = Prompt([5, 6, 7, 8], np.zeros((3, 4), np.int32) + np.arange(4), 0)
+            other = pool.generate(
+                Request(
+                    "other", text, SamplingParams(max_tokens=2000, ignore_eos=True, guard=False)
+                )
+            )
+            await anext(other)
+            await asyncio.sleep(1.2)  # a heartbeat
+            running = [worker.stats.num_running for worker in pool.status().workers]
+            assert running == [1, 1]
+            await stream.aclose()  # type: ignore[attr-defined]
+            await other.aclose()  # type: ignore[attr-defined]
 
     run(story)
 

@@ -49,7 +49,7 @@ from visiongate.engine.types import (
     TokenLogprob,
     Usage,
 )
-from visiongate.errors import ContextOverflow, OutOfMemory, VisionGateError
+from visiongate.errors import ContextOverflow, InvalidSettings, OutOfMemory, VisionGateError
 from visiongate.model.inputs import KVPool
 from visiongate.model.qwen3vl import Qwen3VL
 from visiongate.model.weights import load_model
@@ -552,6 +552,8 @@ def load(path: str | Path, settings: EngineSettings) -> AnyModel:
     """A checkpoint as the settings' device computes it; raises InvalidCheckpoint."""
     if settings.device == "cpu":
         return load_model(path, settings.precision)
+    if settings.precision == "int8":
+        raise InvalidSettings("precision=int8 is for the CPU; on a GPU use bfloat16 or float32")
     from visiongate.model.upload import load_on_device
 
     dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16

@@ -253,7 +253,7 @@ class Trainer:
     def train_on(self, batch: Batch, *, rate: float, glyph_weight: float) -> Losses:
         """One step; `rate` scales both learning rates."""
         losses = forward(self.network, self.head, batch, self.dtype)
-        (losses.answer + glyph_weight * losses.glyph).backward()  # type: ignore[no-untyped-call]
+        (losses.answer + glyph_weight * losses.glyph).backward()
         self._average_gradients()
         self.steps_here += 1
         rate *= min(1.0, self.steps_here / WARM_UP_STEPS)

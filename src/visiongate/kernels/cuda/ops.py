@@ -78,7 +78,7 @@ def add_norm(
 def add_layer_norm(
     x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, out: Tensor, eps: float
 ) -> None:
-    """x (N, C) += delta (N, C), in x's type; out = layer norm of it times weight plus bias (C,)."""
+    """Adds delta (N, C) to x (N, C) in x's type; out = layer norm of it, weight and bias (C,)."""
     N, C = x.shape
     _add_layer_norm[(N,)](
         x,

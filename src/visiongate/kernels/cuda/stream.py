@@ -528,7 +528,7 @@ def _check(code: int, what: str) -> None:
 def _use_context(device_index: int) -> None:
     """Makes torch's context of the device current in this thread, if none is."""
     driver, context, device = _driver(), ctypes.c_void_p(), ctypes.c_int()
-    torch.cuda.init()  # type: ignore[no-untyped-call] # torch
+    torch.cuda.init()
     _check(driver.cuCtxGetCurrent(ctypes.byref(context)), "cuCtxGetCurrent")
     if not context.value:
         _check(driver.cuDeviceGet(ctypes.byref(device), device_index), "cuDeviceGet")
