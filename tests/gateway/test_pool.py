@@ -106,7 +106,7 @@ def test_a_known_picture_goes_where_its_features_are_and_a_new_one_to_the_idle_w
     async def story() -> None:
         async with running_pool(count=2) as pool:
             while any(worker.state != "ready" for worker in pool.status().workers):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # noqa: ASYNC110  # the pool has nothing to wait for
             assert await answer(pool, request("first")) == RECEIPT.total
             stream = pool.generate(
                 request("long", "Read all the text.", ignore_eos=True, max_tokens=2000, guard=False)
