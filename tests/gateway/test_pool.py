@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.gateway.serving import wait_for
 from tests.pictures import draw_receipt
 from visiongate.engine.image import decode
 from visiongate.engine.prompt import Message, PromptBuilder
@@ -105,8 +106,9 @@ def test_a_frozen_worker_is_not_ready_within_seconds() -> None:
 def test_a_known_picture_goes_where_its_features_are_and_a_new_one_to_the_idle_worker() -> None:
     async def story() -> None:
         async with running_pool(count=2) as pool:
-            while any(worker.state != "ready" for worker in pool.status().workers):
-                await asyncio.sleep(0.05)  # noqa: ASYNC110  # the pool has nothing to wait for
+            await asyncio.to_thread(
+                wait_for, lambda: all(w.state == "ready" for w in pool.status().workers)
+            )
             assert await answer(pool, request("first")) == RECEIPT.total
             stream = pool.generate(
                 request("long", "Read all the text.", ignore_eos=True, max_tokens=2000, guard=False)
