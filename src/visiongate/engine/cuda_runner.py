@@ -37,7 +37,7 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64)
 PROMPT_BUCKETS = (32, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640)
 """Tokens of a prompt's chunk that a graph is captured for."""
 
-FASTER_STREAM_ROWS = 16
+FASTER_STREAM_ROWS = 32
 """Up to here the streaming products are faster than torch's, beyond it torch's are."""
 
 MAX_ROWS = 64

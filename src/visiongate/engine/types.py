@@ -249,7 +249,7 @@ class EngineSettings:
         chunk_tokens: the most tokens of a prompt's chunk, where the prompt alone is to decide how
             it is cut (GPUs: other cuts give other bits); 0 cuts by what a step has room for.
         batch_invariant: on a GPU, compute an answer's tokens with equal bits in any company;
-            off uses faster products for steps of more than 16 answers.
+            off uses faster products for steps of more than 32 answers.
     """
 
     precision: Precision = "float32"

@@ -101,7 +101,7 @@ class Settings(BaseModel):
     batch_invariant: bool = Field(
         True,
         description="On a GPU: equal bits for an answer in any company; "
-        "off is faster beyond 16 answers at once.",
+        "off is faster beyond 32 answers at once.",
     )
     cpu_fallback: bool = Field(
         True, description="Serve on the CPU, marked degraded, when a GPU cannot load the model."
