@@ -367,3 +367,30 @@ def decode_blank() -> Image:
     from tests.pictures import to_bytes
 
     return decode(to_bytes(PILImage.new("RGB", (256, 256), "white")))
+
+
+def test_a_temperature_next_to_nothing_is_greedy(make_desk: Callable[..., Desk]) -> None:
+    desk = make_desk()
+    greedy = desk.ask("Hello there", max_tokens=8)
+    for temperature in (1e-300, 5e-324, 1e-9):
+        assert desk.ask("Hello there", max_tokens=8, temperature=temperature).text == greedy.text
+
+
+def test_a_draw_that_fails_ends_its_own_request_only(
+    make_desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = make_desk()
+    alone = desk.ask("Hello there", max_tokens=8)
+    good = desk.add("Hello there", max_tokens=8)
+    bad = desk.add("Who are you?", max_tokens=8)
+    while not desk.answers[bad].num_tokens:
+        desk.step()
+    broken = desk.engine._by_id[bad].sampler
+
+    def fail(logits: object) -> int:
+        raise IndexError("planted")
+
+    monkeypatch.setattr(broken, "draw", fail)
+    desk.run()
+    assert desk.answers[good].text == alone.text
+    assert desk.answers[bad].finals[0].error is not None

@@ -360,7 +360,13 @@ class Engine:
             self._measure(chunks, launched.seconds)
         events = []
         for chunk, output in zip(chunks, outputs, strict=True):
-            event = None if self._is_gone(chunk.sequence) else self._commit(chunk, output)
+            if self._is_gone(chunk.sequence):
+                continue
+            try:
+                event = self._commit(chunk, output)
+            except Exception as error:  # one answer's trouble; the others go on
+                events += self._fail([chunk.sequence], error)
+                continue
             if event is not None:
                 events.append(event)
         return events

@@ -15,6 +15,9 @@ from visiongate.engine.grammar import GrammarMatcher
 from visiongate.engine.tokenizer import Tokenizer
 from visiongate.engine.types import SamplingParams, TokenLogprob
 
+LEAST_TEMPERATURE = 1e-4
+"""Below it the draw is the largest logit: a quotient by less overflows and means the same."""
+
 
 class Sampler:
     """Draws one answer's tokens; one random number for each, so a seed repeats it exactly."""
@@ -39,7 +42,9 @@ class Sampler:
     def is_plain(self) -> bool:
         """Whether the draw is the largest logit and nothing else."""
         p = self.params
-        return p.temperature == 0 and self.matcher is None and not self._has_penalties
+        return (
+            p.temperature < LEAST_TEMPERATURE and self.matcher is None and not self._has_penalties
+        )
 
     @property
     def needs_host(self) -> bool:
@@ -67,7 +72,7 @@ class Sampler:
             logits[len(allowed) :] = -torch.inf
         if self._has_penalties:
             self._penalise(logits)
-        if self.params.temperature == 0:
+        if self.params.temperature < LEAST_TEMPERATURE:
             return int(logits.argmax())
         return self._draw_random(logits / self.params.temperature)
 
@@ -106,7 +111,8 @@ class Sampler:
         keep[0] = True
         cumulative = (weights * keep).cumsum(-1)
         target = self.uniform() * cumulative[-1].double()
-        return int(order[int(torch.searchsorted(cumulative.double(), target, right=True))])
+        place = int(torch.searchsorted(cumulative.double(), target, right=True))
+        return int(order[min(place, len(order) - 1)])
 
 
 def token_logprob(
