@@ -51,7 +51,7 @@ for dtype, pdl in ((torch.bfloat16, CAPABILITY >= 90), (torch.float32, False)):
     for delta in (None, meta(8, 1024, dtype=dtype)):
         ops.add_layer_norm(meta(8, 1024, dtype=dtype), delta, meta(1024, dtype=dtype),
                            meta(1024, dtype=dtype), meta(8, 1024, dtype=dtype), 1e-6)
-    ops.silu_mul(meta(8, 2 * 9728, dtype=dtype), meta(8, 9728, dtype=dtype), pdl=pdl)
+    ops.silu_mul(meta(8, 2 * 9728, dtype=dtype), meta(8, 9728, dtype=dtype))
     ops.qk_norm_rope_store(
         meta(8, 6144, dtype=dtype), meta(128, dtype=dtype), meta(128, dtype=dtype),
         meta(8, 64, dtype=f32), meta(8, 64, dtype=f32), meta(640, 8, 128, dtype=dtype),

@@ -201,7 +201,7 @@ class Scheduler:
         return True
 
     def _reserve_or_preempt(self, sequence: Sequence) -> bool:
-        """`_reserve`, taking blocks from the youngest; False when that is the sequence itself."""
+        """`reserve`, taking blocks from the youngest; False when that is the sequence itself."""
         while not self.reserve(sequence):
             victim = self.running[-1]
             self._preempt(victim)

@@ -7,9 +7,7 @@ No tensor is held twice: a part of a fused matrix is read straight into its rows
 
 from __future__ import annotations
 
-import json
 import os
-import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +21,7 @@ from torch import Tensor
 from visiongate.errors import InvalidCheckpoint
 from visiongate.model.config import ModelConfig
 from visiongate.model.cuda import CudaQwen3VL
-from visiongate.model.weights import weight_files
+from visiongate.model.weights import damaged, read_header, weight_files
 
 PIECE_BYTES: Final = 32 * 1024 * 1024
 NUM_THREADS: Final = 8
@@ -75,7 +73,7 @@ def _pieces(folder: Path, targets: dict[str, Tensor]) -> Iterator[_Piece]:
     """Where every part of every tensor lies; raises InvalidCheckpoint before anything is read."""
     missing = set(targets)
     for file in weight_files(folder):
-        header, data_start = _header(file)
+        header, data_start = read_header(file)
         for name, entry in header.items():
             if name == "__metadata__" or (name == "lm_head.weight" and name not in targets):
                 continue
@@ -103,26 +101,6 @@ def _pieces(folder: Path, targets: dict[str, Tensor]) -> Iterator[_Piece]:
             f"{folder.name} lacks {len(missing)} tensors, the first is {min(missing)}; "
             "the download may be incomplete"
         )
-
-
-def _header(file: Path) -> tuple[dict[str, dict], int]:  # type: ignore[type-arg]  # JSON
-    """The header of a safetensors file and where its data begins."""
-    try:
-        with file.open("rb") as handle:
-            (num_bytes,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(num_bytes))
-        last = max(entry["data_offsets"][1] for entry in header.values() if "shape" in entry)
-    except (OSError, ValueError, struct.error, KeyError) as error:
-        raise _damaged(file) from error
-    if file.stat().st_size < 8 + num_bytes + last:
-        raise _damaged(file)
-    return header, 8 + num_bytes
-
-
-def _damaged(file: Path) -> InvalidCheckpoint:
-    return InvalidCheckpoint(
-        f"{file.name} is damaged or incomplete: fetch it again with `visiongate pull`"
-    )
 
 
 class _Reader:
@@ -163,7 +141,7 @@ def _read(file: Path, offset: int, buffer: Tensor) -> None:
         while done < len(view):
             count = os.preadv(descriptor, [view[done:]], offset + done)
             if count == 0:
-                raise _damaged(file)
+                raise damaged(file)
             done += count
     finally:
         os.close(descriptor)

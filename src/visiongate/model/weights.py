@@ -106,9 +106,31 @@ def _opened(file: Path, device: torch.device | str) -> Any:
     try:
         return safe_open(file, framework="pt", device=str(device))
     except SafetensorError as error:
-        raise InvalidCheckpoint(
-            f"{file.name} is damaged or incomplete: fetch it again with `visiongate pull`"
-        ) from error
+        raise damaged(file) from error
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file and where its data begins.
+
+    Raises InvalidCheckpoint when the file is not one, or shorter than its header says.
+    """
+    try:
+        with file.open("rb") as handle:
+            (num_bytes,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(num_bytes))
+        last = max(entry["data_offsets"][1] for entry in header.values() if "shape" in entry)
+    except (OSError, ValueError, struct.error, KeyError) as error:
+        raise damaged(file) from error
+    if file.stat().st_size < 8 + num_bytes + last:
+        raise damaged(file)
+    return header, 8 + num_bytes
+
+
+def damaged(file: Path) -> InvalidCheckpoint:
+    """What a weight file that cannot be read to its end is answered with."""
+    return InvalidCheckpoint(
+        f"{file.name} is damaged or incomplete: fetch it again with `visiongate pull`"
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -165,9 +187,7 @@ def num_parameters(folder: Path) -> int:
     """Parameters, counted from the headers without reading a weight."""
     total = 0
     for file in weight_files(folder):
-        with file.open("rb") as handle:
-            (header_bytes,) = struct.unpack("<Q", handle.read(8))
-            header = json.loads(handle.read(header_bytes))
+        header, _ = read_header(file)
         for name, entry in header.items():
             if name != "__metadata__":
                 total += int(torch.Size(entry["shape"]).numel())

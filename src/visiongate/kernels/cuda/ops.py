@@ -94,11 +94,11 @@ def add_layer_norm(
     )
 
 
-def silu_mul(gate_up: Tensor, out: Tensor, *, pdl: bool = False) -> None:
+def silu_mul(gate_up: Tensor, out: Tensor) -> None:
     """Gives out (T, I) = silu(gate_up[:, :I]) * gate_up[:, I:]."""
     T, inner = out.shape
     width = min(2048, triton.next_power_of_2(inner))
-    _silu_mul[(T, triton.cdiv(inner, width))](gate_up, out, inner, width, pdl, **_launch(pdl))
+    _silu_mul[(T, triton.cdiv(inner, width))](gate_up, out, inner, width)
 
 
 def qk_norm_rope_store(
@@ -364,13 +364,10 @@ def _add_layer_norm(
 
 
 @triton.jit
-def _silu_mul(gate_up, out, inner, WIDTH: tl.constexpr, PDL: tl.constexpr):
+def _silu_mul(gate_up, out, inner, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     inside = c < inner
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     gate = tl.load(gate_up + row * 2 * inner + c, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * inner + inner + c, mask=inside, other=0.0).to(tl.float32)
     y = gate / (1 + tl.exp(-gate)) * up
