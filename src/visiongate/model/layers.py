@@ -72,6 +72,15 @@ def pack_together(linears: Sequence[Linear], precision: kernels.Precision) -> ke
     return kernels.pack_linear(weight, bias, precision)
 
 
+def empty_embedding(num_rows: int, size: int) -> nn.Embedding:
+    """A table of `num_rows` rows (size,) that is still to be filled.
+
+    torch 2.13 would draw normal numbers, which on the meta device imports its compiler: two
+    seconds of a start, and 130 MB.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(num_rows, size), freeze=False)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, in float32."""
 

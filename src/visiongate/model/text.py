@@ -18,6 +18,7 @@ from visiongate.model.layers import (
     MRotaryEmbedding,
     RMSNorm,
     Stack,
+    empty_embedding,
     has_kernels,
     pack_together,
     rotate,
@@ -122,7 +123,7 @@ class TextModel(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = empty_embedding(config.vocab_size, config.hidden_size)
         self.layers: Stack[DecoderLayer] = Stack(
             DecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
         )

@@ -16,7 +16,14 @@ from visiongate import kernels
 from visiongate.model.attention import attend_within
 from visiongate.model.config import VisionConfig
 from visiongate.model.inputs import VisionFeatures
-from visiongate.model.layers import LayerNorm, Linear, Stack, has_kernels, rotate
+from visiongate.model.layers import (
+    LayerNorm,
+    Linear,
+    Stack,
+    empty_embedding,
+    has_kernels,
+    rotate,
+)
 
 Grid = tuple[int, int]
 """Patches down and across."""
@@ -161,7 +168,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config)
-        self.pos_embed = nn.Embedding(config.num_position_embeddings, config.hidden_size)
+        self.pos_embed = empty_embedding(config.num_position_embeddings, config.hidden_size)
         self.blocks: Stack[VisionBlock] = Stack(VisionBlock(config) for _ in range(config.depth))
         self.merger = PatchMerger(config, norm_after_join=False)
         self.deepstack_merger_list: Stack[PatchMerger] = Stack(
@@ -184,10 +191,12 @@ class VisionTower(nn.Module):
         """Embeds the patches and their positions."""
         tables = [self._position_tables(grid, patches.device) for grid in grids]
         taps, weights, cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
-        learned = (self.pos_embed(taps).float() * weights[..., None]).sum(1)  # (N, C)
         hidden = self.patch_embed(patches)
+        for tap, weight in zip(taps.unbind(1), weights.unbind(1), strict=True):
+            learned = self.pos_embed(tap).float() * weight[:, None]  # (N, C)
+            hidden = hidden + learned.to(hidden.dtype)
         lengths = tuple(height * width for height, width in grids)
-        return Encoding(hidden + learned.to(hidden.dtype), cos, sin, lengths)
+        return Encoding(hidden, cos, sin, lengths)
 
     def advance(self, encoding: Encoding, num_stages: int) -> None:
         """Takes the stream through the next `num_stages` stages, or as many as are left."""
