@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 
 from benchmarks.gpu_shape import config_4b, random_model
 from visiongate.engine.cuda_runner import PROMPT_BUCKETS, CudaRunner
-from visiongate.kernels.cuda import ops
+from visiongate.kernels.cuda import ops, probe
 from visiongate.model.cuda import CudaQwen3VL, PromptState
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
 from visiongate.model.vision import to_patches
@@ -51,25 +49,11 @@ def milliseconds(work: Callable[[], object], repeat: int = 5, warm: int = 2) -> 
 
 def limits(results: Results) -> None:
     """Bandwidth of a read-only stream and a copy, and the rate of large products."""
-    big = torch.randn(1 << 30, device="cuda").view(16384, 65536).bfloat16()
-    results["copy_tb_s"] = 2 * big.nbytes / milliseconds(lambda: big.clone()) / 1e9
-    sums = torch.empty(big.numel() // (8 * 4096), device="cuda")
-    words = big.view(-1)
-    read = functools.partial(_read_sum[(len(sums),)], words, sums, 4096, 8)
-    results["read_tb_s"] = big.nbytes / milliseconds(read) / 1e9
-    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
-    results["bf16_tflop_s"] = 2 * 8192**3 / milliseconds(lambda: a @ b) / 1e9
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _read_sum(source, sums, WIDTH: tl.constexpr, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sums COUNT rows of WIDTH numbers: reads much, writes little."""
-    place = tl.program_id(0).to(tl.int64)
-    total = tl.zeros([WIDTH], tl.float32)
-    for i in tl.static_range(COUNT):
-        at = (place * COUNT + i) * WIDTH + tl.arange(0, WIDTH)
-        total += tl.load(source + at).to(tl.float32)
-    tl.store(sums + place, tl.sum(total, 0))
+    big = torch.empty(1 << 30, dtype=torch.bfloat16, device="cuda").normal_()
+    results["copy_tb_s"] = 2 * big.nbytes / milliseconds(big.clone) / 1e9
+    del big
+    results["read_tb_s"] = probe.read_rate("cuda", num_bytes=1 << 31) / 1e12
+    results["bf16_tflop_s"] = probe.product_rate(torch.bfloat16, "cuda") / 1e12
 
 
 def make_pool(model: CudaQwen3VL, tokens: int) -> KVPool:

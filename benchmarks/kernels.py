@@ -16,8 +16,9 @@ import torch
 from torch.nn import functional
 
 from benchmarks import limits
-from benchmarks.limits import PRECISIONS, Limits
 from visiongate import kernels
+from visiongate.engine.limits import CPU_PRECISIONS as PRECISIONS
+from visiongate.engine.limits import Limits, measure
 from visiongate.kernels import PackedLinear, Precision
 
 SHAPES = {"qkv": (4096, 2048), "o": (2048, 2048), "gate_up": (12288, 2048), "down": (2048, 6144)}
@@ -42,7 +43,7 @@ class Figure:
 
 def run(num_runs: int) -> None:
     """Measures everything and prints the table and one line of JSON."""
-    found = limits.measure()
+    found = measure()
     torch.manual_seed(0)
     figures: list[Figure] = []
     for precision in PRECISIONS:

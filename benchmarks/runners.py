@@ -17,10 +17,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import workloads
 from benchmarks.workloads import Ask, Work
+
+if TYPE_CHECKING:  # a peer's interpreter may lack ours
+    from visiongate.engine.types import Precision
 
 Times = list[list[float]]
 """For each request: when it was sent, then when each of its tokens came, in seconds."""
@@ -35,7 +38,7 @@ class Options:
     """What an engine is started with."""
 
     engine: str
-    precision: str
+    precision: Precision
     checkpoint: str
     num_threads: int
     location: str = ""  # an exported model or a server's URL, for peers that need one
@@ -62,7 +65,7 @@ class Ours(Runner):
         from visiongate.engine.prompt import PromptBuilder
         from visiongate.engine.types import EngineSettings
 
-        precision: Any = options.precision
+        precision = options.precision
         settings = EngineSettings(  # random weights repeat themselves: guesses would flatter us
             precision=precision, num_threads=options.num_threads, drafts=False
         )

@@ -18,9 +18,10 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks import limits, workloads
-from benchmarks.limits import Limits
 from benchmarks.runners import Options, Times
 from visiongate import kernels
+from visiongate.engine.limits import Limits, best, measure
+from visiongate.engine.types import Precision
 
 WARM_UP_RUN = 99
 
@@ -30,7 +31,7 @@ class Result:
     """What one engine did: for every work, one entry a run."""
 
     engine: str
-    precision: str
+    precision: Precision
     ready_seconds: float = 0.0
     peak_bytes: int = 0
     runs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
@@ -106,7 +107,7 @@ def figures(name: str, times: Times) -> dict[str, float]:
 
 def run(arguments: argparse.Namespace, checkpoint: str) -> None:
     """Runs everything that was asked for and prints the table and the JSON line."""
-    before = limits.measure()
+    before = measure()
     results: list[Result] = []
     for precision in arguments.precision:
         locations = {
@@ -124,7 +125,7 @@ def run(arguments: argparse.Namespace, checkpoint: str) -> None:
         groups = [[one] for one in options] if arguments.apart else [options]
         for group in groups:
             results += run_group(group, arguments.works, arguments.runs, arguments.python)
-    found = limits.best(before, limits.measure())
+    found = best(before, measure())
     report(results, None if arguments.checkpoint else found)  # limits are those of the 2B shape
 
 
@@ -179,7 +180,9 @@ def report(results: list[Result], found: Limits | None) -> None:
     print(json.dumps(line))
 
 
-def share_of_limit(precision: str, name: str, key: str, value: float, found: Limits | None) -> str:
+def share_of_limit(
+    precision: Precision, name: str, key: str, value: float, found: Limits | None
+) -> str:
     """How near a figure of W1 or W2 is to the machine's limit, where there is one."""
     if found is None or name not in ("W1", "W2"):
         return ""
@@ -191,9 +194,7 @@ def share_of_limit(precision: str, name: str, key: str, value: float, found: Lim
         limit = limits.first_token_seconds(found, precision, num_patches, num_tokens)
         return f"  {limit / value:.2f} of the limit"
     if key == "decode_tokens_per_second":
-        stored = 1.0 if precision == "int8" else 2.0  # float32 holds published weights as bfloat16
-        values = 4 if precision == "float32" else 2
-        limit = found.bytes_per_second / limits.decode_bytes(stored, num_tokens, values)
+        limit = limits.decode_tokens_per_second(found, precision, num_tokens)
         return f"  {value / limit:.2f} of the limit"
     return ""
 

@@ -1,11 +1,12 @@
 """How much memory a model needs, computed from its configuration; nothing is loaded.
 
-    weights      linear maps at the precision's width; the embedding stays in the file
+    weights      linear maps at the precision's width; on the CPU the embedding stays in the file
     cache        keys and values of every token that may be held at once
     work         one picture of the largest area in the vision tower, one step in the decoder
-    program      two processes and the features of recent pictures
+    program      two processes, or a card's context and graphs, and the features of recent pictures
 
-"float32" stores published bfloat16 weights as they are and computes in float32: two bytes each.
+On the CPU "float32" stores published bfloat16 weights as they are and computes in float32: two
+bytes each. A card stores what it computes with: four.
 """
 
 from __future__ import annotations
@@ -17,8 +18,14 @@ from visiongate.engine.types import Precision
 from visiongate.model.config import GenerationDefaults, ModelConfig, TextConfig, VisionConfig
 
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16", "int8")
+GPU_PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16")
+"""Those that a card computes with."""
+
 PROGRAM_BYTES: Final = 480_000_000
 """Both processes with their libraries (measured: 0.45 GB with the embedded model)."""
+
+CARD_BYTES: Final = 1_000_000_000
+"""On a card: CUDA's context, the kernels, the graphs and their work spaces."""
 
 FEATURE_BYTES: Final = 256 * 1024 * 1024
 STEP_TOKENS: Final = 2048
@@ -36,11 +43,12 @@ class Budget:
     work_bytes: int
     cache_tokens: int
     bytes_per_token: int
+    program_bytes: int = PROGRAM_BYTES + FEATURE_BYTES
 
     @property
     def fixed_bytes(self) -> int:
         """All but the cache."""
-        return self.weights_bytes + self.work_bytes + PROGRAM_BYTES + FEATURE_BYTES
+        return self.weights_bytes + self.work_bytes + self.program_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -56,7 +64,7 @@ class Budget:
         return (
             f"{self.precision:8}  {_gb(self.total_bytes)} = weights {_gb(self.weights_bytes)} "
             f"+ cache {_gb(self.cache_bytes)} ({self.cache_tokens} tokens) "
-            f"+ work {_gb(self.work_bytes)} + program {_gb(PROGRAM_BYTES + FEATURE_BYTES)}"
+            f"+ work {_gb(self.work_bytes)} + program {_gb(self.program_bytes)}"
         )
 
 
@@ -67,26 +75,44 @@ def budget(
     cache_tokens: int,
     image_area: int = 1024 * 1024,
     has_kernels: bool = True,
+    device: str = "cpu",
 ) -> Budget:
-    """What a model needs at one precision.
-
-    Without native kernels the CPU keeps float32 weights widened: four bytes each.
-    """
-    text, vision = config.text, config.vision
-    per_weight = {"float32": 2.0 if has_kernels else 4.0, "bfloat16": 2.0, "int8": 1.02}[precision]
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    per_token *= 4 if precision == "float32" else 2
+    """What a model needs at one precision, on the CPU or on one card."""
+    vision, text = config.vision, config.text
     patches = image_area // vision.patch_size**2
     tower = patches * (8 * vision.hidden_size + 2 * vision.intermediate_size)
     step = STEP_TOKENS * (6 * text.hidden_size + 3 * text.intermediate_size)
+    per_token = bytes_per_token(text, precision)
+    is_cpu = device == "cpu"
+    num_weights = num_linear_weights(config) if is_cpu else num_parameters(config)
+    per_weight = bytes_per_weight(precision, has_kernels=has_kernels, device=device)
     return Budget(
         precision,
-        int(num_linear_weights(config) * per_weight),
+        int(num_weights * per_weight),
         cache_tokens * per_token,
         4 * max(tower, step),
         cache_tokens,
         per_token,
+        (PROGRAM_BYTES if is_cpu else CARD_BYTES) + FEATURE_BYTES,
     )
+
+
+def bytes_per_weight(
+    precision: Precision, *, has_kernels: bool = True, device: str = "cpu"
+) -> float:
+    """Bytes of one weight of a linear map, its share of the scales included.
+
+    Without native kernels the CPU keeps float32 weights widened: four bytes each, as on a card.
+    """
+    if precision == "float32":
+        return 2.0 if has_kernels and device == "cpu" else 4.0
+    return {"bfloat16": 2.0, "int8": 1.02}[precision]
+
+
+def bytes_per_token(text: TextConfig, precision: Precision) -> int:
+    """Bytes of one token's keys and values in all layers."""
+    values = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    return values * (4 if precision == "float32" else 2)
 
 
 def num_linear_weights(config: ModelConfig) -> int:
