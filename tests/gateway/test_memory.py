@@ -33,8 +33,6 @@ def test_a_picture_that_does_not_fit_now_may_come_back(monkeypatch: pytest.Monke
 
 def test_the_limit_is_the_machines_or_less() -> None:
     assert 0 < memory.memory_used() < memory.memory_limit()
-    assert memory.process_rss_bytes() > 10 * MIB
-    assert memory.process_rss_bytes(2**22) == 0
 
 
 def test_a_server_short_of_memory_says_so_and_goes_on(

@@ -19,12 +19,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from visiongate.engine.processes import process_rss_bytes
 from visiongate.engine.types import (
     EngineSettings,
     EngineStats,
@@ -164,7 +166,7 @@ def run_worker(connection: Connection, settings: WorkerSettings) -> None:
     outbox = _Outbox(connection)
     logging.getLogger().addHandler(_PipeHandler(outbox))
     try:
-        engine, model = _load(settings, outbox)
+        engine, model = load_engine(settings, outbox.send)
     except VisionGateError as error:
         outbox.send(Failed(error.message, is_final=True))
         sys.exit(1)
@@ -232,7 +234,7 @@ def _beat(engine: Engine, outbox: _Outbox) -> None:
 
         card = Card(engine.settings.device)
     while True:
-        stats = dataclasses.replace(engine.stats(), rss_bytes=_rss_bytes())
+        stats = dataclasses.replace(engine.stats(), rss_bytes=process_rss_bytes())
         if card is not None:
             state = card.read()
             stats = dataclasses.replace(
@@ -261,9 +263,11 @@ def _check_device(engine: Engine) -> None:
         os._exit(1)
 
 
-def _load(settings: WorkerSettings, outbox: _Outbox) -> tuple[Engine, ModelInfo]:
-    """Imports, loads and warms up, reporting each stage."""
-    clock = _StageClock(outbox)
+def load_engine(
+    settings: WorkerSettings, report: Callable[[Loading], None]
+) -> tuple[Engine, ModelInfo]:
+    """Imports, loads and warms up, reporting each stage; raises what a checkpoint raises."""
+    clock = _StageClock(report)
     clock.begin("libraries", 0.0)
     from visiongate import kernels
     from visiongate.engine.engine import Engine
@@ -343,10 +347,10 @@ def _choose_device(settings: WorkerSettings) -> tuple[EngineSettings, str]:
 
 
 class _StageClock:
-    """Times the stages of loading and tells the gateway about each."""
+    """Times the stages of loading and tells of each."""
 
-    def __init__(self, outbox: _Outbox) -> None:
-        self._outbox = outbox
+    def __init__(self, report: Callable[[Loading], None]) -> None:
+        self._report = report
         self._stage = ""
         self._start = self._stage_start = time.perf_counter()
         self._seconds: dict[str, float] = {}
@@ -354,7 +358,7 @@ class _StageClock:
     def begin(self, stage: str, fraction: float) -> None:
         self._close()
         self._stage = stage
-        self._outbox.send(Loading(stage, fraction, time.perf_counter() - self._start))
+        self._report(Loading(stage, fraction, time.perf_counter() - self._start))
 
     def end(self) -> dict[str, float]:
         self._close()
@@ -392,12 +396,3 @@ class _PipeHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
         self._outbox.send(LogRecord(record.levelno, record.getMessage(), trace))
-
-
-def _rss_bytes() -> int:
-    """Resident memory of this process, 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")

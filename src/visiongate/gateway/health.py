@@ -15,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 import visiongate
+from visiongate.engine.processes import process_rss_bytes
 from visiongate.gateway.auth import caller_of
 from visiongate.gateway.backend import WorkerStatus
-from visiongate.gateway.memory import memory_used, process_rss_bytes
+from visiongate.gateway.memory import memory_used
 from visiongate.gateway.problems import not_found
 from visiongate.gateway.service import Service, service_of
 from visiongate.gateway.stream import EventStream, frame

@@ -72,15 +72,6 @@ def memory_used() -> int:
     return meminfo.get("MemTotal", 0) - meminfo.get("MemAvailable", 0)
 
 
-def process_rss_bytes(pid: int | str = "self") -> int:
-    """Resident bytes of a process, 0 when it is gone."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def _inactive_file_bytes() -> int:
     try:
         lines = (_CGROUP / "memory.stat").read_text().splitlines()

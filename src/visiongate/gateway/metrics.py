@@ -12,8 +12,8 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from visiongate.engine.processes import process_rss_bytes
 from visiongate.gateway.logs import Note
-from visiongate.gateway.memory import process_rss_bytes
 
 if TYPE_CHECKING:
     from visiongate.gateway.service import Service

@@ -158,13 +158,14 @@ def revision_of(folder: Path) -> str:
     """A short name for the weights' layout and values: a digest of headers, sizes and samples."""
     digest = hashlib.sha256()
     for file in weight_files(folder):
+        _, begin = read_header(file)
+        size = file.stat().st_size
         with file.open("rb") as handle:
-            (header_bytes,) = struct.unpack("<Q", handle.read(8))
-            digest.update(handle.read(header_bytes))
-            size = file.stat().st_size
+            handle.seek(8)
+            digest.update(handle.read(begin - 8))
             digest.update(str(size).encode())
             for part in range(16):  # 16 samples: a hash of gigabytes would delay the start
-                handle.seek(8 + header_bytes + (size - 8 - header_bytes) * part // 16)
+                handle.seek(begin + (size - begin) * part // 16)
                 digest.update(handle.read(4096))
     return digest.hexdigest()[:16]
 
