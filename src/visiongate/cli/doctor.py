@@ -60,11 +60,14 @@ def doctor(
     preset: options.Preset = None,
     model: options.Model = None,
     precision: options.Precision = None,
+    device: options.Device = None,
     config: options.Config = None,
     pairs: options.Set = None,
 ) -> None:
     """Ends with status 1 when something would keep the service from working."""
-    settings = options.settings_of(config, pairs, preset=preset, model=model, precision=precision)
+    settings = options.settings_of(
+        config, pairs, preset=preset, model=model, precision=precision, device=device
+    )
     number = int(time.time()) if seed is None else seed
     verdicts: list[Verdict] = []
 

@@ -22,6 +22,10 @@ Precision = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16 or int8."),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto, cpu or cuda; auto prefers a GPU."),
+]
 Config = Annotated[
     Path | None,
     typer.Option(help="A TOML file of settings."),

@@ -30,6 +30,7 @@ def serve(
     preset: options.Preset = None,
     model: options.Model = None,
     precision: options.Precision = None,
+    device: options.Device = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     upstream: Annotated[
@@ -54,6 +55,7 @@ def serve(
         preset=preset,
         model=model,
         precision=precision,
+        device=device,
         host=host,
         port=port,
         upstream=upstream,

@@ -2,7 +2,7 @@
 
     measure                bytes a second of a read-only stream, operations a second of products
     decode_bytes           the least that a step reads, from a model's shape
-    first_token_seconds    the least time of a prompt
+    decode_seconds, first_token_seconds    the least time of a step and of a prompt
 
 A limit is what the machine does undisturbed, so of several measurements the highest counts.
 """
@@ -93,6 +93,22 @@ def decode_bytes(
     return weights * stored + bytes_per_token(text, precision) * float(sum(contexts))
 
 
+def decode_seconds(
+    config: ModelConfig,
+    limits: Limits,
+    precision: Precision,
+    contexts: Sequence[int],
+    *,
+    device: str = "cpu",
+) -> float:
+    """The least time of a step of some sequences: its bytes, or with many its products."""
+    text = config.text
+    weights = text.num_hidden_layers * text_layer_weights(text) + text.vocab_size * text.hidden_size
+    operations = 2.0 * weights * len(contexts)
+    read = decode_bytes(config, precision, contexts, device=device) / limits.bytes_per_second
+    return max(read, operations / _rate(limits, precision))
+
+
 def first_token_seconds(
     config: ModelConfig, limits: Limits, precision: Precision, num_patches: int, num_tokens: int
 ) -> float:
@@ -100,10 +116,15 @@ def first_token_seconds(
 
     With int8 the linear layers are int8 and attention is bfloat16.
     """
-    rates = limits.operations_per_second
-    attention_rate = rates["bfloat16" if precision == "int8" else precision]
-    linear = linear_operations(config, num_patches, num_tokens) / rates[precision]
+    attention_rate = _rate(limits, "bfloat16" if precision == "int8" else precision)
+    linear = linear_operations(config, num_patches, num_tokens) / _rate(limits, precision)
     return linear + attention_operations(config, num_patches, num_tokens) / attention_rate
+
+
+def _rate(limits: Limits, precision: Precision) -> float:
+    """Operations a second; where a device was not asked about a precision, that of bfloat16."""
+    rates = limits.operations_per_second
+    return rates.get(precision, rates["bfloat16"])
 
 
 def linear_operations(config: ModelConfig, num_patches: int, num_tokens: int) -> float:

@@ -16,18 +16,10 @@ def process_rss_bytes(pid: int | str = "self") -> int:
 
 
 def process_peak_bytes() -> int:
-    """The most that this process was resident with since its start or `reset_peak`."""
+    """The most that this process was resident with since its start."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     found = next((line for line in lines if line.startswith("VmHWM:")), "VmHWM: 0 kB")
     return int(found.split()[1]) * 1024
-
-
-def reset_peak() -> None:
-    """Counts the peak from now on, where the kernel allows it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return

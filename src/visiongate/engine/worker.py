@@ -161,8 +161,6 @@ def run_worker(connection: Connection, settings: WorkerSettings) -> None:
     """The worker process's main function; returns only when there is nothing left to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's; it stops us
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    # torch's own threads would spin between our kernels and take processor time from them.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     outbox = _Outbox(connection)
     logging.getLogger().addHandler(_PipeHandler(outbox))
     try:
@@ -269,6 +267,8 @@ def load_engine(
     """Imports, loads and warms up, reporting each stage; raises what a checkpoint raises."""
     clock = _StageClock(report)
     clock.begin("libraries", 0.0)
+    # torch's own threads would spin between our kernels and take processor time from them.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from visiongate import kernels
     from visiongate.engine.engine import Engine
     from visiongate.model.weights import num_parameters, num_weight_bytes, revision_of
