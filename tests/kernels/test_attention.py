@@ -50,6 +50,19 @@ def test_large_scores_do_not_overflow(level: str) -> None:
     assert distance(out, oracle.attention(q * 40, k * 40, v, 64**-0.5, None)) < 1e-4
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rise", [-30.0, 3.0, 8.0, 60.0])
+def test_scores_may_rise_from_block_to_block(level: str, dtype: torch.dtype, rise: float) -> None:
+    """Sums are scaled anew only where a block's scores go far beyond those before it."""
+    q, k, v = torch.randn(3, 1100, 2, 64)
+    q[..., 0] = 8.0  # times D ** -0.5: a score rises by k's first number
+    k[..., 0] = rise * (torch.arange(1100) // 256)[:, None]
+    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    out = kernels.vision_attention(q, k, v, [0, 1100])
+    bound = max(BOUNDS[dtype], 1e-4)  # float32 scores of some hundreds
+    assert distance(out, oracle.attention(q, k, v, 64**-0.5, None)) < bound
+
+
 class Paged:
     """Sequences whose keys and values lie in shuffled blocks; free slots hold NaN."""
 

@@ -1,10 +1,13 @@
 // Attention, for pictures (every key) and for text over the paged cache (keys up to the row's own).
 //
 // Work is cut into (sequence, key head, block of query tokens). The query heads that share a key head
-// are rows of one tile. Keys are taken in blocks of 128 that start at multiples of 128:
+// are rows of one tile. Keys are taken in blocks of 256 that start at multiples of 256:
 //
-//     scores (rows, 128) = q . keys^T;  probabilities = 2 ** (scores * c - running maximum)
-//     sums (rows, D) = sums * 2 ** (old maximum - new maximum) + probabilities . values
+//     scores (rows, 256) = q . keys^T;  probabilities = 2 ** (scores * c - shift)
+//     sums (rows, D) = sums * 2 ** (old shift - new shift) + probabilities . values
+//
+// A row's shift is the highest score of the block that set it. Only a block that goes beyond it by
+// more than `kRoom` sets it anew: nearly every block leaves the sums alone.
 //
 // A row meets the same blocks in the same order whether it comes alone (decoding) or among hundreds
 // (a prompt), and keys that it may not see weigh exactly 0: its bits do not depend on the others.
@@ -14,8 +17,9 @@
 namespace visiongate {
 namespace {
 
-constexpr int kKeys = 128;          // keys of a block: two panels
-constexpr int64_t kBlockNumbers = 48 << 10;  // queries of a task, rows times D: half a cache
+constexpr int kKeys = 256;  // keys of a block: four panels
+constexpr float kRoom = 8;  // probabilities may reach 2 ** kRoom
+constexpr int64_t kBlockNumbers = 96 << 10;  // queries of a task, rows times D: half a cache
 
 // Products of the cache's type: float32 keys and values, or bfloat16 ones in pairs.
 template <class T>
@@ -94,53 +98,61 @@ inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t 
 
 // The running state of one query row.
 struct RowState {
-  float maximum = -1e30f;  // of scores times c, over the keys met so far
-  float sum = 0;           // of the probabilities, relative to the maximum
+  float shift = -1e30f;  // of scores times c
+  float sums[Simd::kLanes] = {};  // of the probabilities, lane by lane
 };
 
 // The part of a row of scores that may be seen: `part` in the first lanes, `other` in those after
 // key `num_visible`.
 template <bool kIsWhole>
-inline __attribute__((always_inline)) Simd::Float visible_part(int64_t vector, int64_t num_visible,
+inline __attribute__((always_inline)) Simd::Float visible_part(int64_t first, int64_t num_visible,
                                                                Simd::Float part,
                                                                Simd::Float other) {
   if (kIsWhole) return part;
-  const int64_t left = larger(0, smaller(Simd::kLanes, num_visible - vector * Simd::kLanes));
+  const int64_t left = larger(0, smaller(Simd::kLanes, num_visible - first));
   return Simd::first_lanes((int)left, part, other);
 }
 
-// The largest of a row's visible scores.
+// The largest of a row's visible scores, lane by lane. `count` is a multiple of two vectors, and
+// known to the compiler for a whole block.
 template <bool kIsWhole>
-inline __attribute__((always_inline)) float highest_score(const float* scores,
-                                                          int64_t num_visible) {
-  constexpr int64_t kVectors = kKeys / Simd::kLanes;
+inline __attribute__((always_inline)) Simd::Float highest_scores(const float* scores,
+                                                                 int64_t count,
+                                                                 int64_t num_visible) {
   const Simd::Float low = Simd::set1(-1e30f);
   Simd::Float tops[2] = {low, low};
-#pragma GCC unroll 8
-  for (int64_t v = 0; v < kVectors; ++v)
-    tops[v % 2] = Simd::max(tops[v % 2],
-                            visible_part<kIsWhole>(v, num_visible,
-                                                   Simd::load(scores + v * Simd::kLanes), low));
-  return Simd::largest(Simd::max(tops[0], tops[1]));
+#pragma GCC unroll 4
+  for (int64_t first = 0; first < count; first += 2 * Simd::kLanes)
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      const int64_t key = first + v * Simd::kLanes;
+      tops[v] = Simd::max(tops[v], visible_part<kIsWhole>(key, num_visible,
+                                                          Simd::load(scores + key), low));
+    }
+  return Simd::max(tops[0], tops[1]);
 }
 
-// Writes 2 ** (scores * c - maximum) for the visible keys and zeros after them; returns their sums.
+// Writes 2 ** (scores * c - shift) for the visible keys and zeros after them, and adds them to sums.
 template <bool kIsWhole, class T>
-inline __attribute__((always_inline)) Simd::Float soften(const float* scores, T* probabilities,
-                                                         int64_t num_visible, float c,
-                                                         float maximum) {
-  constexpr int64_t kVectors = kKeys / Simd::kLanes;
+inline __attribute__((always_inline)) void soften(const float* scores, T* probabilities,
+                                                  int64_t count, int64_t num_visible, float c,
+                                                  RowState& row) {
   constexpr int kDegree = sizeof(T) == 4 ? 5 : 3;  // bfloat16 probabilities need fewer terms
-  const Simd::Float shift = Simd::set1(-maximum), factor = Simd::set1(c);
-  Simd::Float total = Simd::zero();
-#pragma GCC unroll 8
-  for (int64_t v = 0; v < kVectors; ++v) {
-    Simd::Float p = exp2<kDegree>(Simd::fma(Simd::load(scores + v * Simd::kLanes), factor, shift));
-    p = visible_part<kIsWhole>(v, num_visible, p, Simd::zero());
-    total = Simd::add(total, p);
-    Simd::store(probabilities + v * Simd::kLanes, p);
+  const Simd::Float shift = Simd::set1(-row.shift), factor = Simd::set1(c);
+  Simd::Float total = Simd::load(row.sums);
+#pragma GCC unroll 4
+  for (int64_t first = 0; first < count; first += 2 * Simd::kLanes) {
+    Simd::Float p[2];
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+      const int64_t key = first + v * Simd::kLanes;
+      p[v] = exp2<kDegree>(Simd::fma(Simd::load(scores + key), factor, shift));
+      p[v] = visible_part<kIsWhole>(key, num_visible, p[v], Simd::zero());
+      total = Simd::add(total, p[v]);
+    }
+    store_two(probabilities + first, p[0], p[1]);
   }
-  return total;
+  Simd::store(row.sums, total);
 }
 
 // 2 ** x of one number.
@@ -164,12 +176,12 @@ struct AttentionTask {
   int64_t num_keys;                 // visible to the last token
   int64_t group, padded_D;
   T* q;              // tiles of 6 rows, interleaved step by step as in linear.h
-  T* key_panels;     // two panels of (D, 64)
-  T* values;         // (128, padded D)
+  T* key_panels;     // four panels of (D, 64)
+  T* values;         // (256, padded D)
   float* sums;       // (rows, padded D)
   RowState* states;  // (rows)
-  float* scores;     // (6, 128)
-  T* softened;       // (6, 128)
+  float* scores;     // (6, 256)
+  T* softened;       // (6, 256)
 
   int64_t num_rows() const { return num_tokens * group; }
 
@@ -204,20 +216,17 @@ struct AttentionTask {
   }
 
   void read_queries() {
-    const int64_t D = call.D;
+    const int64_t D = call.D, num_words = D / kUnit;
+    T* one = (T*)scratch(kRow, round_up(D, Simd::kLanes) * sizeof(T));
     with_type(call.q_type, call.q, [&](auto* from) {
       for (int64_t row = 0; row < num_rows(); ++row) {
         const int64_t token = first_token + row / group, head = keys.head * group + row % group;
         const auto* x = from + token * call.q_stride + head * D;
-        const int64_t first = row / kMaxRows * kMaxRows, r = row - first;
-        const int64_t rows_of_tile = smaller(kMaxRows, num_rows() - first);
-        T one[Simd::kLanes];
-        for (int64_t d = 0; d < D; d += Simd::kLanes) {
-          const int64_t count = smaller(Simd::kLanes, D - d);
-          Simd::store(one, load_part(x + d, count));
-          for (int64_t i = 0; i < count; ++i)
-            q[first * D + ((d + i) / kUnit * rows_of_tile + r) * kUnit + (d + i) % kUnit] = one[i];
-        }
+        for (int64_t d = 0; d < D; d += Simd::kLanes)
+          Simd::store(one + d, load_part(x + d, D - d));
+        const int64_t first = row / kMaxRows * kMaxRows;
+        interleave<uint32_t>(one, q + first * D, row - first,
+                             smaller(kMaxRows, num_rows() - first), num_words);
       }
     });
     memset(sums, 0, num_rows() * padded_D * sizeof(float));
@@ -236,9 +245,9 @@ struct AttentionTask {
           q + first_row * D, key_panels + panel * kPanel * D, kPanel * kUnit,
           scores + panel * kPanel, kKeys, kPanel, num_steps, Nothing());
     if (visible(first_row) - begin >= kKeys && count == kKeys)
-      soften_tile<kRows, true>(first_row, begin, count);
+      soften_tile<kRows, true>(first_row, begin, kKeys, kKeys);
     else
-      soften_tile<kRows, false>(first_row, begin, count);
+      soften_tile<kRows, false>(first_row, begin, count, round_up(count, 2 * Simd::kLanes));
     multiply_columns<Product, kRows, kKeys, kUnit, false>(
         softened, values, padded_D * kUnit, sums + first_row * padded_D, padded_D, padded_D,
         (count + kUnit - 1) / kUnit, Nothing());
@@ -247,32 +256,35 @@ struct AttentionTask {
   // Scores to probabilities. Each stage is done for all rows before the next begins, because a
   // row's own stages wait for each other.
   template <int kRows, bool kIsWhole>
-  void soften_tile(int64_t first_row, int64_t begin, int64_t count) {
-    constexpr int kDegree = sizeof(T) == 4 ? 5 : 3;
+  inline __attribute__((always_inline)) void soften_tile(int64_t first_row, int64_t begin,
+                                                         int64_t count, int64_t padded_count) {
     const float c = call.scale * 1.44269504f;
     int64_t num_visible[kRows];
-    float highest[kRows];
-    Simd::Float totals[kRows];
+    Simd::Float highest[kRows];
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       num_visible[r] = kIsWhole ? kKeys : smaller(count, visible(first_row + r) - begin);
-      highest[r] = c * highest_score<kIsWhole>(scores + r * kKeys, num_visible[r]);
+      highest[r] = Simd::mul(Simd::set1(c), highest_scores<kIsWhole>(scores + r * kKeys,
+                                                                     padded_count, num_visible[r]));
     }
+#pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
-      RowState& row = states[first_row + r];
-      if (!kIsWhole && num_visible[r] <= 0) continue;
-      if (highest[r] <= row.maximum) continue;
-      const float keep = exp2_of<kDegree>(row.maximum - highest[r]);
-      row.maximum = highest[r];
-      row.sum *= keep;
-      scale_row(sums + (first_row + r) * padded_D, keep);
+      const RowState& row = states[first_row + r];
+      if (__builtin_expect(Simd::any_greater(highest[r], Simd::set1(row.shift + kRoom)), false))
+        move_shift(first_row + r, Simd::largest(highest[r]));
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r)
-      totals[r] = soften<kIsWhole>(scores + r * kKeys, softened + r * kKeys, num_visible[r], c,
-                                   states[first_row + r].maximum);
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) states[first_row + r].sum += Simd::sum(totals[r]);
+      soften<kIsWhole>(scores + r * kKeys, softened + r * kKeys, padded_count, num_visible[r], c,
+                       states[first_row + r]);
+  }
+
+  __attribute__((noinline)) void move_shift(int64_t row, float shift) {
+    RowState& state = states[row];
+    const float keep = exp2_of<5>(state.shift - shift);
+    state.shift = shift;
+    for (float& sum : state.sums) sum *= keep;
+    scale_row(sums + row * padded_D, keep);
   }
 
   void scale_row(float* row, float factor) const {
@@ -296,7 +308,7 @@ struct AttentionTask {
       for (int64_t row = 0; row < num_rows(); ++row) {
         const int64_t token = first_token + row / group, head = keys.head * group + row % group;
         auto* to = out + (token * call.Hq + head) * call.D;
-        const Simd::Float factor = Simd::set1(1.0f / states[row].sum);
+        const Simd::Float factor = Simd::set1(1.0f / Simd::sum(Simd::load(states[row].sums)));
         for (int64_t d = 0; d < call.D; d += Simd::kLanes)
           store_part(to + d, Simd::mul(Simd::load(sums + row * padded_D + d), factor),
                      call.D - d);
@@ -315,7 +327,10 @@ struct AttentionTask {
 template <class T>
 void attention_as(const AttentionCall& call) {
   const int64_t group = call.Hq / call.Hkv;
-  const int64_t most_tokens = larger(1, kBlockNumbers / (call.D * group));
+  // Few enough rows that every thread gets some tasks, if there are as many.
+  const int64_t share = call.bounds[call.num_sequences] * call.Hkv / (4 * num_threads());
+  const int64_t most_tokens =
+      larger(1, smaller(kBlockNumbers / (call.D * group), larger(kMaxRows * 8, share)));
   const auto rows_of = [&](int64_t b) { return call.bounds[b + 1] - call.bounds[b]; };
   // Blocks are numbered sequence by sequence; a block's index is found again by counting.
   const auto blocks_of = [&](int64_t b) { return (rows_of(b) + most_tokens - 1) / most_tokens; };

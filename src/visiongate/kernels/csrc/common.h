@@ -33,6 +33,14 @@ void parallel_rows(int64_t num_rows, int64_t row_elements, const Body& body) {
   });
 }
 
+// Writes the words of one row into its place among the `num_rows` rows of a tile.
+template <class Word>
+void interleave(const void* row, void* tile, int64_t r, int64_t num_rows, int64_t num_words) {
+  const Word* from = (const Word*)row;
+  Word* to = (Word*)tile + r;
+  for (int64_t i = 0; i < num_words; ++i) to[i * num_rows] = from[i];
+}
+
 inline int64_t bytes_of(Type type) { return type == kFloat32 ? 4 : 2; }
 
 inline float widen(float x) { return x; }
@@ -50,6 +58,14 @@ Simd::Float load_part(const T* p, int64_t count) {
   T whole[Simd::kLanes] = {};
   memcpy(whole, p, count * sizeof(T));
   return Simd::load(whole);
+}
+
+inline void store_two(float* p, Simd::Float first, Simd::Float second) {
+  Simd::store(p, first);
+  Simd::store(p + Simd::kLanes, second);
+}
+inline void store_two(uint16_t* p, Simd::Float first, Simd::Float second) {
+  Simd::store_two(p, first, second);
 }
 
 template <class T>
@@ -90,17 +106,13 @@ template <class P>
 using NumberAt = typename Pointed<P>::Type;  // float for const float*
 
 // 2 ** x for x up to 128, to a relative error of 2e-7 (degree 5) or 1e-4 (degree 3); exactly 1 at 0,
-// infinite at 128, and no more than 2 ** -126 below -126. Adding 1.5 * 2 ** 23 leaves x rounded in the
-// low bits of the sum, from where it is moved into the exponent of 2 ** f. The polynomials have the
-// least largest relative error on [-0.5, 0.5] among those that are 1 at 0.
+// infinite at 128, and no more than 2 ** -126 below -126. The polynomials have the least largest
+// relative error on [-0.5, 0.5] among those that are 1 at 0.
 template <int Degree>
 inline __attribute__((always_inline)) Simd::Float exp2(Simd::Float x) {
   static_assert(Degree == 3 || Degree == 5, "no other polynomial is here");
-  const Simd::Float big = Simd::set1(12582912.0f);
-  x = Simd::max(x, Simd::set1(-127.0f));
-  const Simd::Float moved = Simd::add(x, big);
-  const Simd::Float f = Simd::sub(x, Simd::sub(moved, big));  // in [-0.5, 0.5]
-  Simd::Float p;
+  Simd::Float f, p;  // f in [-0.5, 0.5]
+  const Simd::Float n = Simd::split(x, f);
   if (Degree == 5) {
     p = Simd::fma(Simd::set1(1.326472725e-3f), f, Simd::set1(9.671512688e-3f));
     p = Simd::fma(p, f, Simd::set1(5.550733744e-2f));
@@ -111,7 +123,7 @@ inline __attribute__((always_inline)) Simd::Float exp2(Simd::Float x) {
     p = Simd::fma(p, f, Simd::set1(6.932829274e-1f));
   }
   p = Simd::fma(p, f, Simd::set1(1.0f));
-  return Simd::add_to_exponent(p, moved);
+  return Simd::times_power(p, n);
 }
 
 // x / (1 + exp(-a)).

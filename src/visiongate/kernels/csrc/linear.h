@@ -20,14 +20,6 @@ struct Rows {
   int64_t begin(int64_t tile) const { return M * tile / num_tiles; }  // tiles of nearly equal size
 };
 
-// Writes the words of one row into its place among the `num_rows` rows of a tile.
-template <class Word>
-void interleave(const void* row, void* tile, int64_t r, int64_t num_rows, int64_t num_words) {
-  const Word* from = (const Word*)row;
-  Word* to = (Word*)tile + r;
-  for (int64_t i = 0; i < num_words; ++i) to[i * num_rows] = from[i];
-}
-
 struct Prepared {
   void* x;       // tiles, one after another
   float* scale;  // int8: (groups, M) so that a tile's rows lie together

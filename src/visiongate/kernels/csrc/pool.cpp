@@ -160,6 +160,7 @@ void parallel_for(int64_t num_items, void (*body)(void*, int64_t), void* context
 }
 
 void set_num_threads(int count) { pool().set_num_threads(count); }
+int num_threads() { return pool().num_threads(); }
 
 void* scratch(ScratchSlot slot, size_t num_bytes) {
   thread_local Scratch mine;

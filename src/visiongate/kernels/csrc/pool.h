@@ -10,6 +10,7 @@ namespace visiongate {
 void parallel_for(int64_t num_items, void (*body)(void* context, int64_t item), void* context);
 
 void set_num_threads(int count);
+int num_threads();
 
 // Memory of this thread, 64-byte aligned, kept and grown between calls; one block a slot.
 enum ScratchSlot { kActivations, kActivationScales, kSums, kRow, kAttention, kNumScratchSlots };

@@ -41,8 +41,19 @@ struct Simd {
     return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(is_first));
   }
 
-  static Float add_to_exponent(Float p, Float moved) {
-    const Int exponent = _mm256_slli_epi32(_mm256_castps_si256(moved), 23);
+  static bool any_greater(Float a, Float b) {
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+  }
+
+  // x + 1.5 * 2 ** 23 holds n in its lowest bits, from where it moves into the exponent of p.
+  static Float split(Float x, Float& fraction) {
+    x = max(x, set1(-127.0f));
+    const Float moved = add(x, set1(12582912.0f));
+    fraction = sub(x, sub(moved, set1(12582912.0f)));
+    return moved;
+  }
+  static Float times_power(Float p, Float n) {
+    const Int exponent = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
   }
   static Float round(Float a) {
@@ -62,6 +73,10 @@ struct Simd {
     const Int words = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), is_nan);
     const Int packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(words, words), 0x08);
     _mm_storeu_si128((__m128i*)p, _mm256_castsi256_si128(packed));
+  }
+  static void store_two(uint16_t* p, Float first, Float second) {
+    store(p, first);
+    store(p + kLanes, second);
   }
 
   static Float first_of_pairs(const uint16_t* p) {

@@ -32,11 +32,18 @@ struct Simd {
     return _mm512_mask_blend_ps((__mmask16)((1u << count) - 1), b, a);
   }
 
-  // p times 2 ** n, where the whole number n stands in the lowest bits of `moved`.
-  static Float add_to_exponent(Float p, Float moved) {
-    const Int exponent = _mm512_slli_epi32(_mm512_castps_si512(moved), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
+  // Whether a > b in any lane.
+  static bool any_greater(Float a, Float b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
   }
+
+  // The whole number n nearest x, in a form that only `times_power` reads, and x - n.
+  static Float split(Float x, Float& fraction) {
+    fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm512_sub_ps(x, fraction);
+  }
+  // p times 2 ** n.
+  static Float times_power(Float p, Float n) { return _mm512_scalef_ps(p, n); }
   static Float round(Float a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT); }
 
   static Float load(const uint16_t* p) {  // bfloat16
@@ -45,6 +52,9 @@ struct Simd {
   }
   static void store(uint16_t* p, Float x) {
     _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh(x));
+  }
+  static void store_two(uint16_t* p, Float first, Float second) {
+    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(second, first));
   }
 
   // Of 16 pairs of bfloat16, the first or the second of each as float32.

@@ -36,9 +36,19 @@ struct Simd {
     return Int{0, 1, 2, 3} < count ? a : b;
   }
 
-  static Float add_to_exponent(Float p, Float moved) {
-    return (Float)((Int)p + ((Int)moved << 23));
+  static bool any_greater(Float a, Float b) {
+    const Int is_greater = a > b;
+    return (is_greater[0] | is_greater[1] | is_greater[2] | is_greater[3]) != 0;
   }
+
+  // x + 1.5 * 2 ** 23 holds n in its lowest bits, from where it moves into the exponent of p.
+  static Float split(Float x, Float& fraction) {
+    x = max(x, set1(-127.0f));
+    const Float moved = x + set1(12582912.0f);
+    fraction = x - (moved - set1(12582912.0f));
+    return moved;
+  }
+  static Float times_power(Float p, Float n) { return (Float)((Int)p + ((Int)n << 23)); }
   static Float round(Float a) {  // |a| < 2 ** 22
     const Float big = set1(12582912.0f);  // 1.5 * 2 ** 23
     return a + big - big;
@@ -55,6 +65,10 @@ struct Simd {
   }
   static void store(uint16_t* p, Float x) {
     for (int i = 0; i < kLanes; ++i) p[i] = to_bfloat16(x[i]);
+  }
+  static void store_two(uint16_t* p, Float first, Float second) {
+    store(p, first);
+    store(p + kLanes, second);
   }
   static uint16_t to_bfloat16(float x) {  // to nearest, ties to even; NaN stays NaN
     uint32_t bits;
