@@ -34,6 +34,9 @@ def test_float32_rows_may_be_multiplied_in_bfloat16(level: str) -> None:
     out = kernels.vision_attention(q, k, v, [0, 200], products=torch.bfloat16)
     assert out.dtype == torch.float32
     assert distance(out, oracle.attention(q, k, v, 64**-0.5, None)) < 8e-3
+    if level != "torch":  # values are rounded where they are packed
+        rounded = kernels.vision_attention(q, k, v.bfloat16(), [0, 200], products=torch.bfloat16)
+        assert torch.equal(out, rounded)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -44,6 +44,36 @@ def test_bfloat16_rows_give_bfloat16_results(level: str, precision: Precision) -
     assert distance(y, x.double() @ weight.double().t()) < max(BOUNDS[precision], 4e-3)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("M", "N"), [(1, 33), (7, 64), (40, 130)])
+def test_results_may_be_bent_narrowed_or_added(
+    level: str, precision: Precision, M: int, N: int
+) -> None:
+    """What the product is made into on its way to memory is what one would make of it there."""
+    packed = kernels.pack_linear(torch.randn(N, 70).bfloat16(), torch.randn(N), precision)
+    x, stream = torch.randn(M, 70), torch.randn(M, N)
+    plain = kernels.linear(x, packed)
+    assert torch.equal(kernels.linear(x, packed, dtype=torch.bfloat16), plain.bfloat16())
+    bent = kernels.linear(x, packed, gelu=True)
+    expected = torch.nn.functional.gelu(plain.double(), approximate="tanh")
+    assert distance(bent, expected) < 1e-6
+    both = kernels.linear(x, packed, gelu=True, dtype=torch.bfloat16)
+    assert torch.equal(both, bent.bfloat16())
+    total = stream + plain
+    added = kernels.linear(x, packed, residual=stream)
+    assert torch.equal(added, total)
+    assert added.data_ptr() == stream.data_ptr()
+    narrow = kernels.linear(x.bfloat16(), packed, dtype=torch.float32)
+    assert distance(narrow, plain) < 1e-2
+
+
+def test_gelu_survives_extremes(level: str) -> None:
+    packed = kernels.pack_linear(torch.eye(6), None, "float32")
+    x = torch.tensor([[-1e4, -100.0, -0.0, 100.0, 1e4, 88.0]])
+    bent = kernels.linear(x, packed, gelu=True)
+    assert torch.equal(bent, torch.tensor([[0.0, 0, 0, 100, 1e4, 88]]))
+
+
 def test_float32_weights_that_bfloat16_cannot_hold_stay_exact(level: str) -> None:
     weight = torch.randn(70, 45)
     packed = kernels.pack_linear(weight, None, "float32")

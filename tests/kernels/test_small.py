@@ -39,16 +39,13 @@ def test_activations_are_near_float64(level: str, dtype: torch.dtype, C: int) ->
     x = (torch.randn(19, 2 * C) * 4).to(dtype)
     gate, up = x.double().chunk(2, -1)
     expected = torch.nn.functional.silu(gate) * up
-    assert distance(kernels.silu_mul(x), expected) < BOUNDS[dtype]
-    expected = torch.nn.functional.gelu(x.double(), approximate="tanh")
-    result = kernels.gelu_tanh(x)
+    result = kernels.silu_mul(x)
     assert distance(result, expected) < BOUNDS[dtype]
-    assert torch.equal(kernels.gelu_tanh(x, in_place=True), result)
+    assert torch.equal(kernels.silu_mul(x, torch.bfloat16), result.bfloat16())
 
 
-def test_activations_survive_extremes(level: str) -> None:
+def test_silu_survives_extremes(level: str) -> None:
     x = torch.tensor([[-1e4, -100.0, -0.0, 100.0, 1e4, 88.0]])
-    assert torch.equal(kernels.gelu_tanh(x), torch.tensor([[0.0, 0, 0, 100, 1e4, 88]]))
     both = torch.cat((x, torch.ones_like(x)), dim=1)
     assert torch.allclose(kernels.silu_mul(both), torch.nn.functional.silu(x), atol=1e-30)
 
@@ -69,6 +66,9 @@ def test_rotation_is_near_the_reference(
     for result, near in zip(results, expected, strict=True):
         assert result.dtype == dtype
         assert distance(result, near) < BOUNDS[dtype]
+    rounded = kernels.qk_norm_rope(q, k, *rest, torch.bfloat16)
+    for result, same in zip(results, rounded, strict=True):
+        assert torch.equal(same, result.bfloat16())
 
 
 def test_stored_rows_stand_in_their_slots(level: str) -> None:

@@ -2,7 +2,7 @@
 
     weight --pack_linear--> PackedLinear;  linear(x, packed), embedding(ids, packed)
     vision_attention: whole pictures;  paged_attention: text over the cache
-    rms_norm, add_rms_norm, layer_norm, silu_mul, gelu_tanh, qk_norm_rope, store_kv
+    rms_norm, add_rms_norm, layer_norm, silu_mul, qk_norm_rope, store_kv
 
 `_native.so`, built from csrc/ when the package is built, holds them for AVX-512 (with BF16 and
 VNNI), AVX2 and any other processor, and picks at run time. Without it, or with
@@ -42,7 +42,6 @@ __all__ = [
     "backend",
     "default_num_threads",
     "embedding",
-    "gelu_tanh",
     "layer_norm",
     "linear",
     "num_threads",
@@ -70,12 +69,13 @@ def vision_attention(
 
     Rows [cu_seqlens[i], cu_seqlens[i + 1]) are picture i. D is a multiple of 8. `scale` is
     D ** -0.5 unless given. `products` is the type in which queries, keys, values and probabilities
-    are multiplied, that of q unless given; sums are float32. Plain torch computes in q's type.
+    are multiplied, that of q unless given; sums are float32. The result has q's type, in which
+    plain torch computes.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if native.takes(q):
         return native.vision_attention(q, k, v, cu_seqlens, scale, products or q.dtype)
-    return reference.vision_attention(q, k, v, cu_seqlens, scale)
+    return reference.vision_attention(q, k.to(q.dtype), v.to(q.dtype), cu_seqlens, scale)
 
 
 def paged_attention(
@@ -126,14 +126,12 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return reference.layer_norm(x, weight, bias, eps)
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
-    """(T, 2I) -> (T, I): silu of the first half times the second half."""
-    return native.silu_mul(gate_up) if native.takes(gate_up) else reference.silu_mul(gate_up)
-
-
-def gelu_tanh(x: Tensor, *, in_place: bool = False) -> Tensor:
-    """GELU by its tanh form, elementwise; `in_place` lets x be written over."""
-    return native.gelu_tanh(x, in_place) if native.takes(x) else reference.gelu_tanh(x)
+def silu_mul(gate_up: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(T, 2I) -> (T, I): silu of the first half times the second half, of type `dtype` if given."""
+    dtype = dtype or gate_up.dtype
+    if native.takes(gate_up):
+        return native.silu_mul(gate_up, dtype)
+    return reference.silu_mul(gate_up).to(dtype)
 
 
 def qk_norm_rope(
@@ -144,19 +142,22 @@ def qk_norm_rope(
     cos: Tensor,
     sin: Tensor,
     eps: float,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Queries (T, Hq, D) and keys (T, Hkv, D), normalised per head, then turned, as new tensors.
 
     Without weights (D,) there is no normalisation (the vision tower). cos and sin are float32 (T,
     D) with equal halves; element i is paired with element i + D / 2. Rows of q and k may be
-    apart, as views of one product are.
+    apart, as views of one product are. The results have the type of q, or `dtype`.
     """
+    dtype = dtype or q.dtype
     if native.takes(q):
         return (
-            native.norm_rope(q, q_weight, cos, sin, eps),
-            native.norm_rope(k, k_weight, cos, sin, eps),
+            native.norm_rope(q, q_weight, cos, sin, eps, dtype),
+            native.norm_rope(k, k_weight, cos, sin, eps, dtype),
         )
-    return reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
+    q, k = reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
+    return q.to(dtype), k.to(dtype)
 
 
 def store_kv(

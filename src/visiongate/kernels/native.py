@@ -46,21 +46,20 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vg_pack_int8": (_PTR, _INT, _PTR, _PTR, _I64, _I64),
     "vg_linear": (
         *(_INT, _PTR, _INT, _I64, _PTR, _PTR, _PTR, _PTR),
-        *(_I64, _I64, _I64),
+        *(_I64, _I64, _I64, _INT, _INT, _INT),
     ),
     "vg_embedding": (_INT, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _I64),
     "vg_attention": (
         *(_PTR, _INT, _PTR, _PTR, _INT, _PTR),
         *(_I64, _I64, _I64, _I64, _I64, _I64),
-        *(_PTR, _PTR, _PTR, _I64, _I64, _I64, _INT, _F32),
+        *(_PTR, _PTR, _PTR, _I64, _I64, _I64, _INT, _F32, _INT, _I64),
     ),
     "vg_probe_read": (_PTR, _I64),
     "vg_probe_products": (_INT, _I64),
     "vg_rms_norm": (_PTR, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _F32),
     "vg_layer_norm": (_PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _F32),
-    "vg_silu_mul": (_PTR, _PTR, _INT, _I64, _I64),
-    "vg_gelu_tanh": (_PTR, _PTR, _INT, _I64),
-    "vg_norm_rope": (_PTR, _I64, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _I64, _F32),
+    "vg_silu_mul": (_PTR, _PTR, _INT, _I64, _I64, _INT),
+    "vg_norm_rope": (_PTR, _I64, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _I64, _F32, _INT),
     "vg_store_kv": (
         *(_PTR, _I64, _PTR, _I64, _INT, _PTR, _PTR, _INT, _PTR),
         *(_I64, _I64),
@@ -281,17 +280,21 @@ def _address(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
-def linear(x: Tensor, packed: PackedLinear) -> Tensor:
-    """The product of x (M, K) and the packed weight, plus bias: (M, N) of x's type."""
+def linear(
+    x: Tensor, packed: PackedLinear, dtype: torch.dtype, gelu: bool, residual: Tensor | None
+) -> Tensor:
+    """See `visiongate.kernels.linear`; x is (M, K), a residual (M, N)."""
     if x.stride(-1) != 1:
         x = x.contiguous()
     M, K, N = x.shape[0], packed.in_features, packed.out_features
     assert x.shape[1] == K
-    y = _buffers.empty((M, N), x.dtype)
+    y = _buffers.empty((M, N), dtype) if residual is None else residual
+    assert y.shape == (M, N)
+    assert y.is_contiguous()
     _lib().vg_linear(
         *(_PRODUCTS[packed.precision, packed.storage], x.data_ptr(), _TYPES[x.dtype], x.stride(0)),
         *(packed.weight.data_ptr(), _address(packed.scale), _address(packed.bias)),
-        *(y.data_ptr(), M, N, K),
+        *(y.data_ptr(), M, N, K, _TYPES[y.dtype], gelu, residual is not None),
     )
     return y
 
@@ -322,9 +325,9 @@ def vision_attention(
     products: torch.dtype,
 ) -> Tensor:
     """See `visiongate.kernels.vision_attention`."""
-    q, k, v = (_rows_of_heads(t) for t in (q, k.to(products), v.to(products)))
-    if k.stride(0) != v.stride(0):
-        k, v = k.contiguous(), v.contiguous()
+    if products == torch.float32:
+        v = v.float()  # float32 values are rounded where they are packed, not the other way
+    q, k, v = (_rows_of_heads(t) for t in (q, k.to(products), v))
     N, H, D = q.shape
     out = _buffers.empty((N, H, D), q.dtype)
     bounds = torch.tensor(list(cu_seqlens), dtype=torch.int32)
@@ -332,7 +335,7 @@ def vision_attention(
         *(q.data_ptr(), _TYPES[q.dtype], k.data_ptr(), v.data_ptr(), _TYPES[products]),
         *(out.data_ptr(),),
         *(len(bounds) - 1, H, H, D, q.stride(0), k.stride(0)),
-        *(bounds.data_ptr(), None, None, 0, 1, N, 0, scale),
+        *(bounds.data_ptr(), None, None, 0, 1, N, 0, scale, _TYPES[v.dtype], v.stride(0)),
     )
     return out
 
@@ -362,7 +365,7 @@ def paged_attention(
         *(_TYPES[key_cache.dtype], out.data_ptr()),
         *(lengths.numel(), Hq, Hkv, D, q.stride(0), Hkv * D),
         *(bounds.data_ptr(), lengths.data_ptr(), block_table.data_ptr(), block_table.shape[-1]),
-        *(block_size, key_cache.shape[0], 1, scale),
+        *(block_size, key_cache.shape[0], 1, scale, _TYPES[value_cache.dtype], Hkv * D),
     )
     return out
 
@@ -398,34 +401,30 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return y
 
 
-def silu_mul(gate_up: Tensor) -> Tensor:
+def silu_mul(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
     """See `visiongate.kernels.silu_mul`."""
     gate_up = gate_up.contiguous()
     I = gate_up.shape[-1] // 2  # noqa: E741 - the intermediate size
-    y = _buffers.empty((*gate_up.shape[:-1], I), gate_up.dtype)
+    y = _buffers.empty((*gate_up.shape[:-1], I), dtype)
     num_rows = gate_up.numel() // (2 * I)
-    _lib().vg_silu_mul(gate_up.data_ptr(), y.data_ptr(), _TYPES[y.dtype], num_rows, I)
+    _lib().vg_silu_mul(
+        *(gate_up.data_ptr(), y.data_ptr(), _TYPES[gate_up.dtype], num_rows, I, _TYPES[dtype])
+    )
     return y
 
 
-def gelu_tanh(x: Tensor, in_place: bool) -> Tensor:
-    """See `visiongate.kernels.gelu_tanh`."""
-    x = x.contiguous()
-    y = x if in_place else _buffers.empty(x.shape, x.dtype)
-    _lib().vg_gelu_tanh(x.data_ptr(), y.data_ptr(), _TYPES[x.dtype], x.numel())
-    return y
-
-
-def norm_rope(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+def norm_rope(
+    x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float, dtype: torch.dtype
+) -> Tensor:
     """One side of `visiongate.kernels.qk_norm_rope`."""
     x = _rows_of_heads(x)
     T, H, D = x.shape
-    y = _buffers.empty((T, H, D), x.dtype)
+    y = _buffers.empty((T, H, D), dtype)
     cos, sin = cos.float().contiguous(), sin.float().contiguous()
     weight = None if weight is None else weight.float().contiguous()
     _lib().vg_norm_rope(
         *(x.data_ptr(), x.stride(0), _address(weight), cos.data_ptr(), sin.data_ptr()),
-        *(y.data_ptr(), _TYPES[x.dtype], T, H, D, eps),
+        *(y.data_ptr(), _TYPES[x.dtype], T, H, D, eps, _TYPES[dtype]),
     )
     return y
 

@@ -94,19 +94,34 @@ def _pack_native(
     )
 
 
-def linear(x: Tensor, packed: PackedLinear) -> Tensor:
-    """The product of x (..., K) and the packed weight, plus its bias: (..., N) of x's type."""
+def linear(
+    x: Tensor,
+    packed: PackedLinear,
+    *,
+    dtype: torch.dtype | None = None,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The product of x (..., K) and the packed weight, plus its bias: (..., N).
+
+    It has x's type, or `dtype`. With `gelu` the result is the GELU of that, by its tanh form. With
+    a `residual` (..., N), contiguous, it is added to that one, which is written over and returned.
+    """
     K, N = packed.in_features, packed.out_features
     rows = x.reshape(-1, K)
     if packed.is_native:
-        y = native.linear(rows, packed)
-    elif packed.precision == "int8":
+        stream = None if residual is None else residual.view(-1, N)
+        return native.linear(rows, packed, dtype or x.dtype, gelu, stream).view(*x.shape[:-1], N)
+    if packed.precision == "int8":
         assert packed.scale is not None
         y = reference.linear_int8(rows, packed.weight, packed.scale, packed.bias)
     else:
         bias = None if packed.bias is None else packed.bias.to(packed.weight.dtype)
         y = nn.functional.linear(rows.to(packed.weight.dtype), packed.weight, bias).to(x.dtype)
-    return y.view(*x.shape[:-1], N)
+    y = y.view(*x.shape[:-1], N)
+    if gelu:
+        y = reference.gelu_tanh(y)
+    return y.to(dtype or x.dtype) if residual is None else residual.add_(y)
 
 
 def embedding(ids: Tensor, packed: PackedLinear, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -50,7 +50,24 @@ class Linear(nn.Module):
         """Maps (..., in) to (..., out)."""
         if self.packed is None:
             return F.linear(x, self.weight, self.bias)
-        return kernels.linear(x.reshape(-1, x.shape[-1]), self.packed).view(*x.shape[:-1], -1)
+        return kernels.linear(x, self.packed)
+
+    def gelu(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The tanh-approximated GELU of what `forward` gives; kernels write it as `dtype`."""
+        if self.packed is None or not has_kernels(x):
+            return F.gelu(self(x), approximate="tanh")
+        return kernels.linear(x, self.packed, dtype=dtype, gelu=True)
+
+    def add_to(self, stream: Tensor, x: Tensor) -> Tensor:
+        """The stream (..., out) plus what `forward` gives; kernels write over the stream."""
+        if self.packed is None or not has_kernels(x):
+            return stream + self(x).to(stream.dtype)
+        return kernels.linear(x, self.packed, residual=stream)
+
+    @property
+    def rows_dtype(self) -> torch.dtype:
+        """The type that loses nothing, or next to nothing, of the rows that this map multiplies."""
+        return rows_dtype(self.packed)
 
     def pack(self, precision: kernels.Precision) -> None:
         """Stores the weights in the kernels' layout at `precision` and frees the parameters."""
@@ -58,6 +75,12 @@ class Linear(nn.Module):
         self.packed = kernels.pack_linear(weight, bias, precision, release=True)
         self._parameters["weight"] = None
         self._parameters["bias"] = None
+
+
+def rows_dtype(packed: kernels.PackedLinear | None) -> torch.dtype:
+    """bfloat16 where a map rounds its rows to that or to whole numbers, else float32."""
+    is_exact = packed is None or packed.precision == "float32"
+    return torch.float32 if is_exact else torch.bfloat16
 
 
 def pack_together(linears: Sequence[Linear], precision: kernels.Precision) -> kernels.PackedLinear:

@@ -43,14 +43,21 @@ class TextAttention(nn.Module):
         self.packed_qkv: kernels.PackedLinear | None = None
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, pool: KVPool
+        self,
+        stream: Tensor,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        batch: ForwardBatch,
+        pool: KVPool,
     ) -> Tensor:
-        """(T, C) to (T, C); writes this step's keys and values into the pool."""
+        """The stream (T, C) plus attention of x; writes this step's keys and values to the pool."""
         q, k, v = self.project(x)
         keys, values = pool.keys[self.layer], pool.values[self.layer]
         if has_kernels(x):
             q, k = kernels.qk_norm_rope(
-                q, k, self.q_norm.weight, self.k_norm.weight, cos, sin, self.q_norm.eps
+                *(q, k, self.q_norm.weight, self.k_norm.weight, cos, sin, self.q_norm.eps),
+                dtype=keys.dtype,  # they are multiplied in it
             )
             kernels.store_kv(k, v, keys, values, batch.slot_mapping)
         else:
@@ -59,7 +66,7 @@ class TextAttention(nn.Module):
             keys[batch.slot_mapping] = k.to(keys.dtype)
             values[batch.slot_mapping] = v.to(values.dtype)
         out = attend(q, keys, values, batch, block_size=pool.block_size, scale=self.head_dim**-0.5)
-        return self.o_proj(out.reshape(x.shape[0], -1))
+        return self.o_proj.add_to(stream, out.reshape(x.shape[0], -1))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, H, D), keys and values (T, key-value heads, D), before norm and rotation."""
@@ -88,11 +95,12 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(inner, C, bias=False)
         self.packed_gate_up: kernels.PackedLinear | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(T, C) to (T, C)."""
+    def forward(self, stream: Tensor, x: Tensor) -> Tensor:
+        """The stream (T, C) plus the maps of x (T, C)."""
         if self.packed_gate_up is None:
-            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        return self.down_proj(kernels.silu_mul(kernels.linear(x, self.packed_gate_up)))
+            return self.down_proj.add_to(stream, F.silu(self.gate_proj(x)) * self.up_proj(x))
+        both = kernels.linear(x, self.packed_gate_up)
+        return self.down_proj.add_to(stream, kernels.silu_mul(both, self.down_proj.rows_dtype))
 
     def pack(self, precision: kernels.Precision) -> None:
         """Stores gate and up as one map."""
@@ -101,7 +109,7 @@ class SwiGLU(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and SwiGLU, each on a normed copy, each added to the stream."""
+    """Attention and SwiGLU, each on a normed copy, each added to the stream (which may be reused)."""
 
     def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()
@@ -114,8 +122,8 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, pool: KVPool
     ) -> Tensor:
         """(T, C) to (T, C)."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, batch, pool)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(x, self.input_layernorm(x), cos, sin, batch, pool)
+        return self.mlp(x, self.post_attention_layernorm(x))
 
 
 class TextModel(nn.Module):

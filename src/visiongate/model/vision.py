@@ -65,16 +65,18 @@ class VisionAttention(nn.Module):
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """Mixes the rows of each picture: (N, C) to (N, C)."""
+    def forward(
+        self, stream: Tensor, x: Tensor, cos: Tensor, sin: Tensor, lengths: tuple[int, ...]
+    ) -> Tensor:
+        """The stream (N, C) plus the rows of x (N, C), mixed within each picture."""
         N, C = x.shape
         q, k, v = self.qkv(x).view(N, 3, self.num_heads, C // self.num_heads).unbind(1)
         if has_kernels(x):
-            q, k = kernels.qk_norm_rope(q, k, None, None, cos, sin, 0.0)
+            q, k = kernels.qk_norm_rope(q, k, None, None, cos, sin, 0.0, self.products)
         else:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         out = attend_within(q, k, v, lengths, products=self.products)
-        return self.proj(out.reshape(N, C))
+        return self.proj.add_to(stream, out.reshape(N, C))
 
 
 class VisionMLP(nn.Module):
@@ -85,15 +87,14 @@ class VisionMLP(nn.Module):
         self.linear_fc1 = Linear(config.hidden_size, config.intermediate_size)
         self.linear_fc2 = Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C) to (N, C)."""
-        x = self.linear_fc1(x)
-        x = kernels.gelu_tanh(x, in_place=True) if has_kernels(x) else F.gelu(x, approximate="tanh")
-        return self.linear_fc2(x)
+    def forward(self, stream: Tensor, x: Tensor) -> Tensor:
+        """The stream (N, C) plus the maps of x (N, C)."""
+        wide = self.linear_fc1.gelu(x, self.linear_fc2.rows_dtype)
+        return self.linear_fc2.add_to(stream, wide)
 
 
 class VisionBlock(nn.Module):
-    """Attention and MLP, each on a normed copy, each added to the stream."""
+    """Attention and MLP, each on a normed copy, each added to the stream (which may be reused)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -108,11 +109,11 @@ class VisionBlock(nn.Module):
 
     def mix(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """The first half: rows of a picture see each other."""
-        return x + self.attn(self.norm1(x), cos, sin, lengths)
+        return self.attn(x, self.norm1(x), cos, sin, lengths)
 
     def transform(self, x: Tensor) -> Tensor:
         """The second half: each row for itself."""
-        return x + self.mlp(self.norm2(x))
+        return self.mlp(x, self.norm2(x))
 
 
 class PatchMerger(nn.Module):

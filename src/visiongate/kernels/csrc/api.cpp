@@ -79,8 +79,9 @@ API void vg_pack_int8(const void* weight, int type, void* panels, float* scale,
 
 API void vg_linear(int product, const void* x, int type, int64_t x_stride, const void* panels,
                    const float* scale, const float* bias, void* y, int64_t M, int64_t N,
-                   int64_t K) {
-  level->linear({(Product)product, x, (Type)type, x_stride, panels, scale, bias, y, M, N, K});
+                   int64_t K, int y_type, int has_gelu, int adds) {
+  level->linear({(Product)product, x, (Type)type, x_stride, panels, scale, bias, y, (Type)y_type,
+                 has_gelu != 0, adds != 0, M, N, K});
 }
 
 API void vg_embedding(int product, const int64_t* ids, const void* panels, const float* scale,
@@ -92,10 +93,11 @@ API void vg_attention(const void* q, int q_type, const void* k, const void* v, i
                       void* out, int64_t num_sequences, int64_t Hq, int64_t Hkv, int64_t D,
                       int64_t q_stride, int64_t kv_stride, const int32_t* bounds,
                       const int32_t* lengths, const int32_t* block_table, int64_t table_width,
-                      int64_t block_size, int64_t num_slots, int is_causal, float scale) {
-  level->attention({q, (Type)q_type, k, v, (Type)kv_type, out, num_sequences, Hq, Hkv, D, q_stride,
-                    kv_stride, bounds, lengths, block_table, table_width, block_size, num_slots,
-                    is_causal != 0, scale});
+                      int64_t block_size, int64_t num_slots, int is_causal, float scale,
+                      int v_type, int64_t v_stride) {
+  level->attention({q, (Type)q_type, k, v, (Type)kv_type, (Type)v_type, out, num_sequences, Hq,
+                    Hkv, D, q_stride, kv_stride, v_stride, bounds, lengths, block_table,
+                    table_width, block_size, num_slots, is_causal != 0, scale});
 }
 
 API void vg_rms_norm(const void* x, const void* residual, const float* weight, void* y, void* total,
@@ -108,18 +110,14 @@ API void vg_layer_norm(const void* x, const float* weight, const float* bias, vo
   level->layer_norm({x, nullptr, weight, bias, y, nullptr, (Type)type, T, C, eps});
 }
 
-API void vg_silu_mul(const void* gate_up, void* y, int type, int64_t T, int64_t I) {
-  level->silu_mul(gate_up, y, (Type)type, T, I);
-}
-
-API void vg_gelu_tanh(const void* x, void* y, int type, int64_t count) {
-  level->gelu_tanh(x, y, (Type)type, count);
+API void vg_silu_mul(const void* gate_up, void* y, int type, int64_t T, int64_t I, int y_type) {
+  level->silu_mul(gate_up, (Type)type, y, (Type)y_type, T, I);
 }
 
 API void vg_norm_rope(const void* x, int64_t x_stride, const float* weight, const float* cos,
                       const float* sin, void* y, int type, int64_t T, int64_t H, int64_t D,
-                      float eps) {
-  level->norm_rope({x, x_stride, weight, cos, sin, y, (Type)type, T, H, D, eps});
+                      float eps, int y_type) {
+  level->norm_rope({x, x_stride, weight, cos, sin, y, (Type)type, (Type)y_type, T, H, D, eps});
 }
 
 API float vg_probe_read(const void* buffer, int64_t num_bytes) {

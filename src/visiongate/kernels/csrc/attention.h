@@ -38,14 +38,19 @@ struct Keys {
   const AttentionCall& call;
   int64_t sequence, head, first_row;  // first_row: of a picture
 
+  // A key's row of `k` or `v`.
+  int64_t row_of(int64_t position) const {
+    if (!call.block_table) return first_row + position;
+    const int32_t* blocks = call.block_table + sequence * call.table_width;
+    return blocks[position / call.block_size] * call.block_size + position % call.block_size;
+  }
   template <class T>
-  const T* at(const void* base, int64_t position) const {
-    int64_t row = first_row + position;
-    if (call.block_table) {
-      const int32_t* blocks = call.block_table + sequence * call.table_width;
-      row = blocks[position / call.block_size] * call.block_size + position % call.block_size;
-    }
-    return (const T*)base + row * call.kv_stride + head * call.D;
+  const T* key(int64_t position) const {
+    return (const T*)call.k + row_of(position) * call.kv_stride + head * call.D;
+  }
+  template <class T>
+  const T* value(int64_t position) const {
+    return (const T*)call.v + row_of(position) * call.v_stride + head * call.D;
   }
 };
 
@@ -58,7 +63,7 @@ void pack_keys(const Keys& keys, int64_t begin, int64_t count, uint32_t* panels)
     const uint32_t* rows[Simd::kLanes];
     for (int64_t i = 0; i < Simd::kLanes; ++i) {
       const int64_t key = first + i;
-      rows[i] = key < count ? (const uint32_t*)keys.at<T>(keys.call.k, begin + key) : nullptr;
+      rows[i] = key < count ? (const uint32_t*)keys.key<T>(begin + key) : nullptr;
     }
     uint32_t* columns = panels + first / kPanel * kPanel * num_steps + first % kPanel;
     int64_t step = 0;
@@ -77,17 +82,26 @@ void pack_keys(const Keys& keys, int64_t begin, int64_t count, uint32_t* panels)
 inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t padded_D,
                         float* values) {
   for (int64_t key = 0; key < count; ++key) {
-    memcpy(values + key * padded_D, keys.at<float>(keys.call.v, begin + key), keys.call.D * 4);
+    memcpy(values + key * padded_D, keys.value<float>(begin + key), keys.call.D * 4);
     for (int64_t d = keys.call.D; d < padded_D; ++d) values[key * padded_D + d] = 0;
   }
+}
+// A value as bfloat16, where it lies or in `row`.
+inline const uint16_t* bfloat16_value(const Keys& keys, int64_t position, uint16_t* row) {
+  if (keys.call.v_type == kBfloat16) return keys.value<uint16_t>(position);
+  const float* value = keys.value<float>(position);
+  for (int64_t d = 0; d < keys.call.D; d += Simd::kLanes)
+    Simd::store(row + d, load_part(value + d, keys.call.D - d));
+  return row;
 }
 inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t padded_D,
                         uint16_t* values) {
   uint32_t* pairs = (uint32_t*)values;
+  uint16_t* rows = (uint16_t*)scratch(kRow, 2 * padded_D * sizeof(uint16_t));
   for (int64_t key = 0; key < count; key += 2, pairs += padded_D) {
-    const uint16_t* first = keys.at<uint16_t>(keys.call.v, begin + key);
+    const uint16_t* first = bfloat16_value(keys, begin + key, rows);
     if (key + 1 < count) {
-      const uint16_t* second = keys.at<uint16_t>(keys.call.v, begin + key + 1);
+      const uint16_t* second = bfloat16_value(keys, begin + key + 1, rows + padded_D);
       for (int64_t d = 0; d < keys.call.D; ++d) pairs[d] = first[d] | (uint32_t)second[d] << 16;
     } else {
       for (int64_t d = 0; d < keys.call.D; ++d) pairs[d] = first[d];

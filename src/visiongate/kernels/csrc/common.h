@@ -132,5 +132,12 @@ inline Simd::Float sigmoid_times(Simd::Float x, Simd::Float a) {
   return Simd::div(x, Simd::add(Simd::set1(1.0f), exp2<5>(Simd::min(power, Simd::set1(128.0f)))));
 }
 
+// x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)), which is GELU's tanh form.
+inline Simd::Float gelu_of(Simd::Float x) {
+  const Simd::Float square = Simd::mul(x, x);
+  const Simd::Float inner = Simd::fma(square, Simd::set1(0.0713548163f), Simd::set1(1.59576912f));
+  return sigmoid_times(x, Simd::mul(x, inner));
+}
+
 }  // namespace
 }  // namespace visiongate

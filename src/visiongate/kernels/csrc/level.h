@@ -30,7 +30,10 @@ struct LinearCall {
   const void* panels;
   const float* scale;
   const float* bias;  // (N) or null
-  void* y;            // (M, N), of x's type
+  void* y;            // (M, N)
+  Type y_type;
+  bool has_gelu;  // of what is written
+  bool adds;      // to what y holds
   int64_t M, N, K;
 };
 
@@ -51,9 +54,10 @@ struct AttentionCall {
   Type q_type;
   const void* k;  // (rows or slots, Hkv, D), kv_stride elements apart
   const void* v;
-  Type kv_type;
+  Type kv_type;  // of k, and of the products
+  Type v_type;
   void* out;
-  int64_t num_sequences, Hq, Hkv, D, q_stride, kv_stride;
+  int64_t num_sequences, Hq, Hkv, D, q_stride, kv_stride, v_stride;
   const int32_t* bounds;
   const int32_t* lengths;
   const int32_t* block_table;  // (num_sequences, table_width)
@@ -81,7 +85,7 @@ struct RopeCall {
   const float* cos;     // (T, D)
   const float* sin;
   void* y;  // (T, H, D)
-  Type type;
+  Type type, y_type;
   int64_t T, H, D;
   float eps;
 };
@@ -107,8 +111,7 @@ struct Level {
   void (*attention)(const AttentionCall&);
   void (*rms_norm)(const NormCall&);
   void (*layer_norm)(const NormCall&);
-  void (*silu_mul)(const void* gate_up, void* y, Type type, int64_t T, int64_t I);
-  void (*gelu_tanh)(const void* x, void* y, Type type, int64_t count);
+  void (*silu_mul)(const void* gate_up, Type type, void* y, Type y_type, int64_t T, int64_t I);
   void (*norm_rope)(const RopeCall&);
   void (*store_kv)(const StoreCall&);
   float (*probe_read)(const void* buffer, int64_t num_bytes);

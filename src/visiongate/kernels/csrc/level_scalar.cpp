@@ -16,7 +16,7 @@ namespace visiongate {
 const Level* scalar_level() {
   static const Level level = {
       "scalar", pack,     linear,   embedding, attention, rms_norm,
-      layer_norm, silu_mul, gelu_tanh, norm_rope, store_kv,
+      layer_norm, silu_mul, norm_rope, store_kv,
       probe_read, probe_products,
   };
   return &level;

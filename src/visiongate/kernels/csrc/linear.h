@@ -4,7 +4,8 @@
 //      of at most 6 rows whose words lie interleaved: step 0 of each row, step 1 of each row, ...
 //   2. Each item of work is one panel and a block of tiles. For many rows, K is walked in chunks that
 //      keep the panel in the cache; the sums wait in between, unrounded, so bits do not change.
-//   3. `finish` scales, adds the bias and rounds to the type of y.
+//   3. `finish` scales, adds the bias, takes the GELU or adds what y holds where that is asked for, and
+//      rounds to the type of y.
 #pragma once
 #include "tile.h"
 
@@ -47,11 +48,15 @@ float quantize_group(const T* x, uint8_t* row, int64_t count) {
     top = Simd::max(top, Simd::abs(load_part(x + k, count - k)));
   const float largest = Simd::largest(top) > 1e-30f ? Simd::largest(top) : 1e-30f;
   const Simd::Float inverse = Simd::set1(127.0f / largest), offset = Simd::set1(128.0f);
-  for (int64_t k = 0; k < count; k += Simd::kLanes) {
+  int64_t k = 0;
+  for (; k + Simd::kLanes <= count; k += Simd::kLanes)
+    Simd::store_unsigned8(row + k, Simd::add(Simd::round(Simd::mul(Simd::load(x + k), inverse)),
+                                             offset));
+  if (k < count) {
     uint8_t whole[Simd::kLanes];
     const Simd::Float scaled = Simd::round(Simd::mul(load_part(x + k, count - k), inverse));
     Simd::store_unsigned8(whole, Simd::add(scaled, offset));
-    memcpy(row + k, whole, smaller(Simd::kLanes, count - k));
+    memcpy(row + k, whole, count - k);
   }
   return largest / 127.0f;
 }
@@ -185,6 +190,8 @@ void finish_row(const LinearCall& call, const float* sums, int64_t panel, T* y) 
     Simd::Float sum = Simd::load(sums + n);
     if (call.product == kInt8OverInt8) sum = Simd::mul(sum, Simd::load(call.scale + begin + n));
     if (call.bias) sum = Simd::add(sum, load_part(call.bias + begin + n, count - n));
+    if (call.has_gelu) sum = gelu_of(sum);
+    if (call.adds) sum = Simd::add(load_part(y + begin + n, count - n), sum);
     store_part(y + begin + n, sum, count - n);
   }
 }
@@ -193,7 +200,7 @@ void finish_row(const LinearCall& call, const float* sums, int64_t panel, T* y) 
 // waiting for them took a seventh of a large product's time.
 inline void expect_outputs(const LinearCall& call, int64_t first_row, int64_t num_rows,
                            int64_t panel) {
-  const int64_t size = bytes_of(call.x_type), begin = panel * kPanel;
+  const int64_t size = bytes_of(call.y_type), begin = panel * kPanel;
   const int64_t num_bytes = smaller(kPanel, call.N - begin) * size;
   for (int64_t r = 0; r < num_rows; ++r) {
     const char* y = (const char*)call.y + ((first_row + r) * call.N + begin) * size;
@@ -239,7 +246,7 @@ void linear_as(const LinearCall& call) {
                                    end_tile - first_tile));
         }
       }
-    with_type(call.x_type, call.y, [&](auto* y) {
+    with_type(call.y_type, call.y, [&](auto* y) {
       for (int64_t r = 0; r < num_rows; ++r)
         finish_row(call, sums + r * kPanel, panel, y + (first_row + r) * call.N);
     });

@@ -74,44 +74,25 @@ inline void layer_norm(const NormCall& call) {
   });
 }
 
-inline void silu_mul(const void* gate_up, void* y, Type type, int64_t T, int64_t I) {
+inline void silu_mul(const void* gate_up, Type type, void* y, Type y_type, int64_t T, int64_t I) {
   parallel_rows(T, 2 * I, [&](int64_t t) {
     with_type(type, gate_up, [&](auto* from) {
-      using Number = NumberAt<decltype(from)>;
-      const Number* gate = from + t * 2 * I;
-      const Number* up = gate + I;
-      Number* to = (Number*)y + t * I;
-      for (int64_t i = 0; i < I; i += Simd::kLanes) {
-        const Simd::Float g = load_part(gate + i, I - i);
-        store_part(to + i, Simd::mul(sigmoid_times(g, g), load_part(up + i, I - i)), I - i);
-      }
-    });
-  });
-}
-
-// x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)), which is GELU's tanh form.
-inline Simd::Float gelu_of(Simd::Float x) {
-  const Simd::Float square = Simd::mul(x, x);
-  const Simd::Float inner = Simd::fma(square, Simd::set1(0.0713548163f), Simd::set1(1.59576912f));
-  return sigmoid_times(x, Simd::mul(x, inner));
-}
-
-inline void gelu_tanh(const void* x, void* y, Type type, int64_t count) {
-  constexpr int64_t kRun = 4096;
-  parallel_rows((count + kRun - 1) / kRun, kRun, [&](int64_t run) {
-    const int64_t begin = run * kRun, end = smaller(count, begin + kRun);
-    with_type(type, x, [&](auto* from) {
-      using Number = NumberAt<decltype(from)>;
-      Number* to = (Number*)y;
-      for (int64_t i = begin; i < end; i += Simd::kLanes)
-        store_part(to + i, gelu_of(load_part(from + i, end - i)), end - i);
+      with_type(y_type, y, [&](auto* to) {
+        const auto* gate = from + t * 2 * I;
+        const auto* up = gate + I;
+        auto* row = to + t * I;
+        for (int64_t i = 0; i < I; i += Simd::kLanes) {
+          const Simd::Float g = load_part(gate + i, I - i);
+          store_part(row + i, Simd::mul(sigmoid_times(g, g), load_part(up + i, I - i)), I - i);
+        }
+      });
     });
   });
 }
 
 // One head of one token: y = x_normalised * cos + (-second half, first half) * sin.
-template <class T>
-void norm_rope_head(const RopeCall& call, const T* x, const float* cos, const float* sin, T* y) {
+template <class T, class Y>
+void norm_rope_head(const RopeCall& call, const T* x, const float* cos, const float* sin, Y* y) {
   const int64_t D = call.D, half = D / 2;
   float scale = 1.0f;
   if (call.weight) {
@@ -141,11 +122,12 @@ void norm_rope_head(const RopeCall& call, const T* x, const float* cos, const fl
 inline void norm_rope(const RopeCall& call) {
   parallel_rows(call.T, call.H * call.D, [&](int64_t t) {
     with_type(call.type, call.x, [&](auto* x) {
-      using Number = NumberAt<decltype(x)>;
-      const int64_t D = call.D;
-      for (int64_t h = 0; h < call.H; ++h)
-        norm_rope_head<Number>(call, x + t * call.x_stride + h * D, call.cos + t * D,
-                               call.sin + t * D, (Number*)call.y + (t * call.H + h) * D);
+      with_type(call.y_type, call.y, [&](auto* y) {
+        const int64_t D = call.D;
+        for (int64_t h = 0; h < call.H; ++h)
+          norm_rope_head(call, x + t * call.x_stride + h * D, call.cos + t * D, call.sin + t * D,
+                         y + (t * call.H + h) * D);
+      });
     });
   });
 }
