@@ -29,7 +29,7 @@ Results = dict[str, Any]
 class Bench:
     """An engine on random weights and short ways to ask it."""
 
-    def __init__(self, *, is_dry: bool, batch_invariant: bool = True) -> None:
+    def __init__(self, *, is_dry: bool) -> None:
         from benchmarks.gpu_shape import config_4b, random_model
         from visiongate.engine.engine import Engine
         from visiongate.engine.tokenizer import Tokenizer
@@ -53,7 +53,6 @@ class Bench:
                 precision="float32" if is_dry else "bfloat16",
                 device="cpu" if is_dry else "cuda:0",
                 max_num_seqs=4 if is_dry else 64,
-                batch_invariant=batch_invariant,
                 cache_tokens=2048 if is_dry else 131072,
             )
         )
@@ -369,8 +368,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--dry", action="store_true")
-    parser.add_argument("--fast", action="store_true", help="without equal bits in any batch")
-    parser.add_argument("--part", type=int, help="positions of an attention part")
     parser.add_argument("sections", nargs="*", default=list(SECTIONS))
     options = parser.parse_args()
     if options.dry:
@@ -382,12 +379,7 @@ def main() -> None:
     if not options.dry:
         results["device"] = torch.cuda.get_device_name()
         gpu.limits(results)
-    if options.part:
-        from visiongate.kernels.cuda import ops
-
-        ops.PART, ops.STAGES = options.part, 2 if options.part == 128 else 3
-    bench = Bench(is_dry=options.dry, batch_invariant=not options.fast)
-    results["batch_invariant"] = not options.fast
+    bench = Bench(is_dry=options.dry)
     for name in options.sections:
         begin = time.perf_counter()
         try:

@@ -248,8 +248,6 @@ class EngineSettings:
         drafts: guess repeated text ahead (prompt lookup) and verify the guesses in one step.
         chunk_tokens: the most tokens of a prompt's chunk, where the prompt alone is to decide how
             it is cut (GPUs: other cuts give other bits); 0 cuts by what a step has room for.
-        batch_invariant: on a GPU, compute an answer's tokens with equal bits in any company;
-            off uses faster products for steps of more than 32 answers.
     """
 
     precision: Precision = "float32"
@@ -265,7 +263,6 @@ class EngineSettings:
     drafts: bool = True
     use_onnx_runtime: bool = False
     chunk_tokens: int = 0
-    batch_invariant: bool = True
 
 
 @dataclass(frozen=True, slots=True)
