@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import torch
 
 from tests.gateway.serving import ROOT, START, Server, serve
 from visiongate.cli.checks import Level, Verdict, machine
+from visiongate.cli.checks.cards import CardSpeed, measure_cards
 from visiongate.cli.checks.facts import Facts, Gpu, Place, measure, port_owner
 from visiongate.cli.checks.sight import Known, check_sight, draw_all, overlap, read_box
-from visiongate.cli.doctor import judge_details, judge_hashes, judge_health
+from visiongate.cli.doctor import card_checks, judge_details, judge_hashes, judge_health
 from visiongate.engine.budget import (
+    GPU_PRECISIONS,
     PRECISIONS,
     Budget,
     budget,
@@ -120,6 +123,162 @@ def test_each_fault_is_named_with_its_measure_and_its_mend(
     assert words in verdict.fix
     assert verdict.measured
     assert verdict.needed
+
+
+def card_budgets(name: str, cache_tokens: int = 262_144) -> tuple[Budget, ...]:
+    config = published(name)
+    assert config is not None
+    return tuple(
+        budget(config, precision, cache_tokens=cache_tokens, device="cuda")
+        for precision in GPU_PRECISIONS
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "gigabytes", "precision", "level", "words"),
+    [
+        ("4B", 80, "bfloat16", "ok", ""),
+        ("4B", 24, "bfloat16", "ok", ""),
+        ("4B", 12, "bfloat16", "warning", "MAX_CONCURRENCY"),
+        ("4B", 16, "float32", "failed", "--precision bfloat16"),
+        ("2B", 8, "bfloat16", "warning", "MAX_CONCURRENCY"),
+        ("8B", 16, "bfloat16", "failed", "a smaller model"),
+        ("4B", 80, "int8", "failed", "for the CPU"),
+    ],
+)
+def test_a_cards_memory_is_judged_by_model_and_precision(
+    size: str, gigabytes: int, precision: str, level: Level, words: str
+) -> None:
+    """4B in bfloat16: 8.9 GB of weights, 1.3 GB beside, 147 kB a token."""
+    gpu = Gpu("card", gigabytes * 10**9, "580.1", 9.0)
+    budgets = card_budgets(f"Qwen/Qwen3-VL-{size}-Instruct")
+    verdict = machine.judge_card_memory(0, gpu, budgets, precision)
+    assert verdict.level == level, verdict
+    assert words in verdict.fix
+    assert len(verdict.details) == len(GPU_PRECISIONS)
+
+
+SPEED = CardSpeed("cuda:0", "NVIDIA H100", 3.06e12, 3.35e12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "level", "words"),
+    [
+        ({}, "gpu 0 bandwidth", "ok", "3,060 GB/s of 3,350 (91%)"),
+        ({}, "gpu 0 kernels", "ok", "NVRTC work"),
+        ({"read_bytes_per_second": 1e12}, "gpu 0 bandwidth", "warning", "(30%)"),
+        ({"peak_bytes_per_second": 0.0}, "gpu 0 bandwidth", "ok", "unknown"),
+        ({"triton": "no gcc", "read_bytes_per_second": 0.0}, "gpu 0 kernels", "failed", "no gcc"),
+        ({"triton": "x", "read_bytes_per_second": 0.0}, "gpu 0 bandwidth", "warning", "not meas"),
+        ({"nvrtc": "NVRTC is not installed"}, "gpu 0 kernels", "warning", "NVRTC is not"),
+        ({"failure": "out of memory"}, "gpu 0 at work", "failed", "out of memory"),
+    ],
+)
+def test_a_card_is_judged_by_what_it_did(
+    changes: dict[str, Any], name: str, level: Level, words: str
+) -> None:
+    card = dataclasses.replace(SPEED, **changes)
+    found = {v.name: v for v in machine.judge_card_speeds([card], GOOD, "pro")}
+    assert found[name].level == level
+    assert words in found[name].measured
+    assert found[name].needed
+    assert bool(found[name].fix) == (level != "ok")
+
+
+def test_a_card_that_torch_does_not_see_is_told() -> None:
+    (verdict,) = machine.judge_card_speeds([], GOOD, "pro")
+    assert verdict.level == "failed"
+    assert "CUDA_VISIBLE_DEVICES" in verdict.fix
+
+
+class FakeNvml(types.ModuleType):
+    """The driver's library, as far as it is asked: an H100's clock and bus."""
+
+    NVMLError = RuntimeError
+    NVML_CLOCK_MEM = 2
+
+    def nvmlInit(self) -> None: ...  # noqa: N802  # the library's own names
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: bytes) -> str:  # noqa: N802
+        return uuid.decode()
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: str, kind: int) -> int:  # noqa: N802
+        assert (handle, kind) == ("GPU-one", 2)
+        return 2619
+
+    def nvmlDeviceGetMemoryBusWidth(self, handle: str) -> int:  # noqa: N802
+        return 5120
+
+
+@pytest.fixture
+def fake_card(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Torch with one card and NVML; what computes is Triton's interpreter on the CPU."""
+    pytest.importorskip("triton")
+    from visiongate.kernels.cuda import probe
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a card of its own")
+    read, is_right = probe.read_rate, probe.is_right
+    properties = types.SimpleNamespace(uuid="one", memory_bus_width=4096, memory_clock_rate=10**6)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml("pynvml"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 20, 1 << 30))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(probe, "is_right", lambda device: is_right("cpu"))
+    monkeypatch.setattr(
+        probe, "read_rate", lambda device, num_bytes: read("cpu", num_bytes=num_bytes, repeats=1)
+    )
+    return monkeypatch
+
+
+def test_cards_are_measured(fake_card: pytest.MonkeyPatch) -> None:
+    (card,) = measure_cards()
+    assert card.name == "NVIDIA H100"
+    assert card.read_bytes_per_second > 0
+    assert card.peak_bytes_per_second == pytest.approx(3.352e12, rel=1e-3)  # 2 x 2619 MHz x 5120
+    assert card.triton == ""
+    assert card.nvrtc == "NVRTC is not installed"  # this torch is a CPU build
+    assert card.failure == ""
+
+
+def test_without_nvml_torch_tells_the_clock(fake_card: pytest.MonkeyPatch) -> None:
+    fake_card.setitem(sys.modules, "pynvml", None)
+    (card,) = measure_cards()
+    assert card.peak_bytes_per_second == pytest.approx(1.024e12)
+
+
+def test_a_kernel_that_cannot_be_compiled_is_told_in_a_line(
+    fake_card: pytest.MonkeyPatch,
+) -> None:
+    from visiongate.kernels.cuda import probe
+
+    def without_compiler(device: str) -> bool:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
+
+    fake_card.setattr(probe, "is_right", without_compiler)
+    (card,) = measure_cards()
+    assert card.triton == "Failed to find C compiler."
+    assert card.read_bytes_per_second == 0
+
+
+def test_a_card_whose_memory_is_gone_is_told(fake_card: pytest.MonkeyPatch) -> None:
+    def full(device: str) -> tuple[int, int]:
+        raise RuntimeError("CUDA error: out of memory")
+
+    fake_card.setattr(torch.cuda, "mem_get_info", full)
+    assert measure_cards()[0].failure == "CUDA error: out of memory"
+
+
+def test_the_doctor_asks_the_cards(fake_card: pytest.MonkeyPatch) -> None:
+    settings = load({"preset": "pro"}, environ={})
+    found = {v.name: v for v in card_checks(settings, None, GOOD)}
+    assert list(found) == ["gpu 0 memory", "gpu 0 bandwidth", "gpu 0 kernels"]
+    assert "room for" in found["gpu 0 memory"].measured
+    assert "bfloat16" in "".join(found["gpu 0 memory"].details)
 
 
 def test_pro_without_a_gpu_is_told_loudly_and_cpu_without_one_says_nothing() -> None:

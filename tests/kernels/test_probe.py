@@ -23,3 +23,7 @@ def test_every_number_is_read_once() -> None:
 def test_rates_are_bytes_and_operations_a_second() -> None:
     assert probe.read_rate(DEVICE, num_bytes=1 << 18, repeats=1) > 1e4
     assert probe.product_rate(torch.float32, DEVICE, side=64, repeats=1) > 1e6
+
+
+def test_a_kernel_that_computes_right_is_known() -> None:
+    assert probe.is_right(DEVICE)

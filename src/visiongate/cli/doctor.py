@@ -24,6 +24,7 @@ from visiongate.errors import InvalidCheckpoint, VisionGateError
 if TYPE_CHECKING:
     import httpx
 
+    from visiongate.cli.checks.facts import Facts
     from visiongate.gateway.settings import Settings
 
 SMALL_WEIGHTS: Final = 500_000_000
@@ -118,15 +119,28 @@ def machine_checks(settings: Settings, *, hashes: bool = False) -> Iterator[Verd
     folder, weights = _find_weights(settings)
     yield weights
     budgets = _budgets(settings, folder, has_kernels=facts.has_kernels)
+    is_gpu = settings.device != "cpu" and bool(facts.gpus) and not settings.upstream
     if budgets:
-        is_gpu = settings.device != "cpu" and bool(facts.gpus)
         yield machine.judge_memory(facts, budgets, settings.precision, is_gpu=is_gpu)
         for place in facts.places:
             download = 0 if folder else budgets[1].weights_bytes + 3 * 10**9
             needed = download if place.name == "cache" else machine.LOG_BYTES
             yield machine.judge_place(place, needed)
+    if is_gpu:
+        yield from card_checks(settings, folder, facts)
     if folder and (hashes or _weights_bytes(folder) <= SMALL_WEIGHTS):
         yield judge_hashes(folder)
+
+
+def card_checks(settings: Settings, folder: Path | None, facts: Facts) -> Iterator[Verdict]:
+    """The cards: memory against the model, then what they do when they are asked to work."""
+    from visiongate.cli.checks import cards, machine
+
+    budgets = _budgets(settings, folder, has_kernels=facts.has_kernels, device="cuda")
+    for index, gpu in enumerate(facts.gpus if budgets else ()):
+        yield machine.judge_card_memory(index, gpu, budgets, settings.precision)
+    if facts.torch_cuda:
+        yield from machine.judge_card_speeds(cards.measure_cards(), facts, settings.preset)
 
 
 def judge_hashes(folder: Path) -> Verdict:
@@ -176,9 +190,11 @@ def _find_weights(settings: Settings) -> tuple[Path | None, Verdict]:
     return found, Verdict("weights", "ok", f"{settings.model} at {found}", needed)
 
 
-def _budgets(settings: Settings, folder: Path | None, *, has_kernels: bool) -> tuple[Any, ...]:
+def _budgets(
+    settings: Settings, folder: Path | None, *, has_kernels: bool, device: str = "cpu"
+) -> tuple[Any, ...]:
     """The memory table; empty where neither a folder nor a published name tells the shape."""
-    from visiongate.engine.budget import PRECISIONS, budget, published
+    from visiongate.engine.budget import GPU_PRECISIONS, PRECISIONS, budget, published
     from visiongate.gateway.launch import wanted_cache_tokens
     from visiongate.model.config import ModelConfig
 
@@ -195,8 +211,9 @@ def _budgets(settings: Settings, folder: Path | None, *, has_kernels: bool) -> t
             cache_tokens=wanted_cache_tokens(settings),
             image_area=settings.image_area,
             has_kernels=has_kernels,
+            device=device,
         )
-        for precision in PRECISIONS
+        for precision in (PRECISIONS if device == "cpu" else GPU_PRECISIONS)
     )
 
 

@@ -1,6 +1,7 @@
-"""What an NVIDIA card says of itself: memory, temperature, how busy it is.
+"""What an NVIDIA card says of itself: memory, its speed, temperature, how busy it is.
 
-Read through NVML (the package nvidia-ml-py, extra `gpu`); without it only memory is known.
+Read through NVML (the package nvidia-ml-py, extra `gpu`); without it only memory is known, and its
+speed as far as torch tells it.
 """
 
 from __future__ import annotations
@@ -61,3 +62,22 @@ class Card:
         except self._nvml.NVMLError:
             return CardState(total - free, total)
         return CardState(total - free, total, int(temperature), rates.gpu / 100)
+
+    def memory_bytes_per_second(self) -> float:
+        """What the card's memory could give by its width and clock; 0 where neither is told.
+
+        Two transfers a cycle of the clock that NVML and CUDA name, for HBM and GDDR alike.
+        """
+        properties = torch.cuda.get_device_properties(self._device)
+        width: int = getattr(properties, "memory_bus_width", 0)
+        hertz = 1000.0 * getattr(properties, "memory_clock_rate", 0)  # kHz; CUDA 13 may say 0
+        if self._nvml is not None:
+            try:
+                clock = self._nvml.nvmlDeviceGetMaxClockInfo(
+                    self._handle, self._nvml.NVML_CLOCK_MEM
+                )
+                hertz = 1e6 * clock
+                width = self._nvml.nvmlDeviceGetMemoryBusWidth(self._handle)
+            except self._nvml.NVMLError:
+                pass
+        return 2 * hertz * width / 8

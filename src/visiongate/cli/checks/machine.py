@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from visiongate.cli.checks import Level, Verdict
-from visiongate.cli.checks.facts import Facts, Place
+from visiongate.cli.checks.cards import CardSpeed
+from visiongate.cli.checks.facts import Facts, Gpu, Place
 from visiongate.engine.budget import MIN_CACHE_TOKENS, PRECISIONS, Budget
 
 MIN_GLIBC: Final = (2, 28)
@@ -18,6 +19,11 @@ MIN_GPU_BYTES: Final = 8 * 10**9
 MIN_CAPABILITY: Final = 7.5
 DISK_BYTES: Final = 15 * 10**9
 LOG_BYTES: Final = 10**9
+GOOD_READ_SHARE: Final = 0.7
+"""Of what a card's memory could give; an idle, healthy card reads 85 to 95 percent."""
+
+CARD_CACHE_SHARE: Final = 0.8
+"""Of a card's memory that is free after loading, for keys and values: as the engine does."""
 
 
 def judge_machine(facts: Facts, preset: str) -> Iterator[Verdict]:
@@ -203,10 +209,13 @@ def judge_gpu(facts: Facts, preset: str) -> Iterator[Verdict]:
         yield Verdict("gpu", "warning", measured, needed, fix)
         return
     for index, gpu in enumerate(facts.gpus):
-        measured = f"{gpu.name}, {_gb(gpu.memory_bytes)}, driver {gpu.driver}, {gpu.capability}"
+        measured = (
+            f"{gpu.name}, {_gb(gpu.memory_bytes)}, driver {gpu.driver}, "
+            f"compute capability {gpu.capability}"
+        )
         fix = ""
         if gpu.memory_bytes < MIN_GPU_BYTES:
-            fix = "too small for Qwen3-VL-4B in bfloat16: --precision int8, or the 2B model"
+            fix = "too small: a card with 8 GB holds the 2B model in bfloat16"
         elif _numbers(gpu.driver)[:1] < (oldest,):
             fix = "update the NVIDIA driver"
         elif gpu.capability < MIN_CAPABILITY:
@@ -215,6 +224,83 @@ def judge_gpu(facts: Facts, preset: str) -> Iterator[Verdict]:
     if not facts.torch_cuda:
         fix = "this torch is a CPU build: install the CUDA build, or use the Pro image"
         yield Verdict("torch", level, f"torch {facts.libraries.get('torch')}", "CUDA build", fix)
+
+
+def judge_card_memory(index: int, gpu: Gpu, budgets: tuple[Budget, ...], precision: str) -> Verdict:
+    """One card's memory against what the model takes of it at the chosen precision."""
+    name, measured = f"gpu {index} memory", _gb(gpu.memory_bytes)
+    details = tuple(
+        f"{'fits    ' if _card_tokens(gpu, budget) else 'too much'}  {budget}" for budget in budgets
+    )
+    chosen = next((budget for budget in budgets if budget.precision == precision), None)
+    if chosen is None:
+        known = " or ".join(budget.precision for budget in budgets)
+        fix = f"--precision {known}; {precision} is for the CPU"
+        return Verdict(name, "failed", measured, f"{precision} on a card", fix, details)
+    least = chosen.fixed_bytes + chosen.bytes_per_token * MIN_CACHE_TOKENS
+    needed = f"{_gb(least)} or more for {precision}"
+    tokens = _card_tokens(gpu, chosen)
+    if not tokens:
+        smaller = [b for b in budgets if _card_tokens(gpu, b) and b.precision != precision]
+        advice = f"--precision {smaller[0].precision}" if smaller else "a smaller model"
+        return Verdict(name, "failed", measured, needed, f"too small: {advice}", details)
+    room = min(tokens, chosen.cache_tokens)
+    measured += f": room for {room:,} tokens of {chosen.cache_tokens:,}"
+    if tokens < chosen.cache_tokens // 8:
+        fix = f"it runs; long requests wait for one another: MAX_CONCURRENCY={_places(tokens)} fits"
+        return Verdict(name, "warning", measured, needed, fix, details)
+    return Verdict(name, "ok", measured, needed, details=details)
+
+
+def judge_card_speeds(cards: Sequence[CardSpeed], facts: Facts, preset: str) -> Iterator[Verdict]:
+    """Whether cards work, how fast they read, and whether their kernels can be compiled."""
+    level: Level = "failed" if preset == "pro" else "warning"
+    if not cards and facts.gpus:
+        fix = "the driver may be too old for this torch, or CUDA_VISIBLE_DEVICES hides the cards"
+        yield Verdict("gpu at work", level, "torch sees no card", "a card that computes", fix)
+    for card in cards:
+        name = f"gpu {card.device.removeprefix('cuda:')}"
+        if card.failure:
+            fix = "another program may hold its memory: nvidia-smi; else restart the driver"
+            yield Verdict(f"{name} at work", level, card.failure, "a card that computes", fix)
+            continue
+        yield _judge_read(f"{name} bandwidth", card)
+        yield _judge_compilers(f"{name} kernels", card, level)
+
+
+def _judge_read(name: str, card: CardSpeed) -> Verdict:
+    """Decoding is reading: a card's tokens a second follow its bandwidth."""
+    needed = f"{GOOD_READ_SHARE:.0%} of what its memory could give"
+    if not card.read_bytes_per_second:
+        return Verdict(name, "warning", "not measured", needed, "mend its kernels first")
+    measured = f"reads {card.read_bytes_per_second / 1e9:,.0f} GB/s"
+    if not card.peak_bytes_per_second:
+        return Verdict(name, "ok", f"{measured}; what it could read is unknown (extra gpu)", needed)
+    share = card.read_bytes_per_second / card.peak_bytes_per_second
+    measured += f" of {card.peak_bytes_per_second / 1e9:,.0f} ({share:.0%})"
+    if share < GOOD_READ_SHARE:
+        fix = "another program uses it, or it is throttled: nvidia-smi -q -d PERFORMANCE,CLOCK"
+        return Verdict(name, "warning", measured, needed, fix)
+    return Verdict(name, "ok", measured, needed)
+
+
+def _judge_compilers(name: str, card: CardSpeed, level: Level) -> Verdict:
+    """Triton is needed; without NVRTC decoding is slower."""
+    needed = "Triton and NVRTC, which come with torch for CUDA"
+    if card.triton:
+        fix = "install torch for CUDA, and a C compiler for Triton (apt-get install gcc)"
+        return Verdict(name, level, f"Triton: {card.triton}", needed, fix)
+    if card.nvrtc:
+        fix = "slower decoding: through torch's own products"
+        return Verdict(name, "warning", f"Triton works; {card.nvrtc}", needed, fix)
+    return Verdict(name, "ok", "Triton and NVRTC work", needed)
+
+
+def _card_tokens(gpu: Gpu, budget: Budget) -> int:
+    """Tokens whose keys and values a card holds beside the model; 0 where it is too small."""
+    room = int(CARD_CACHE_SHARE * max(0, gpu.memory_bytes - budget.fixed_bytes))
+    tokens = room // budget.bytes_per_token
+    return tokens if tokens >= MIN_CACHE_TOKENS else 0
 
 
 def judge_containers(facts: Facts) -> Iterator[Verdict]:

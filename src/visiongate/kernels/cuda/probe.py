@@ -25,6 +25,12 @@ def read_sums(words: Tensor) -> Tensor:
     return sums
 
 
+def is_right(device: str | torch.device) -> bool:
+    """Whether a kernel compiles, runs and gives the right sum; raises what the compiler raises."""
+    words = torch.ones(ROWS * WIDTH, dtype=torch.bfloat16, device=device)
+    return float(read_sums(words)[0]) == words.numel()
+
+
 def read_rate(device: str | torch.device, *, num_bytes: int = 1 << 30, repeats: int = 5) -> float:
     """Bytes a second of a stream that only reads, the best of some runs."""
     span = 2 * ROWS * WIDTH
