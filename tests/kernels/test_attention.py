@@ -39,11 +39,28 @@ def test_float32_rows_may_be_multiplied_in_bfloat16(level: str) -> None:
         assert torch.equal(out, rounded)
 
 
+@pytest.mark.parametrize("D", [64, 72, 40])
+def test_queries_and_keys_may_be_multiplied_in_int8(level: str, D: int) -> None:
+    """What all keys have in common takes nothing of the eight bits."""
+    q, k, v = torch.randn(3, 700, 2, D)
+    for offset in (0.0, 20.0):
+        keys = k + offset * torch.randn(2, D).sign()
+        out = kernels.vision_attention(q, keys, v, [0, 300, 700], products=torch.int8)
+        parts = [
+            oracle.attention(q[a:b], keys[a:b], v[a:b], D**-0.5, None)
+            for a, b in pairwise([0, 300, 700])
+        ]
+        assert distance(out, torch.cat(parts)) < (2e-2 if offset == 0 else 4e-2)
+
+
+@pytest.mark.parametrize("products", [*DTYPES, torch.int8])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_picture_has_the_same_bits_beside_others(native_level: str, dtype: torch.dtype) -> None:
+def test_a_picture_has_the_same_bits_beside_others(
+    native_level: str, dtype: torch.dtype, products: torch.dtype
+) -> None:
     q, k, v = torch.randn(3, 500, 2, 64).to(dtype)
-    together = kernels.vision_attention(q, k, v, [0, 123, 500])
-    alone = kernels.vision_attention(q[123:], k[123:], v[123:], [0, 377])
+    together = kernels.vision_attention(q, k, v, [0, 123, 500], products=products)
+    alone = kernels.vision_attention(q[123:], k[123:], v[123:], [0, 377], products=products)
     assert torch.equal(together[123:], alone)
 
 

@@ -78,7 +78,7 @@ def test_a_second_start_maps_what_the_first_one_packed(
     assert dict(found.named_parameters()).keys() == dict(expected.named_parameters()).keys()
     for model in (expected, found):
         products = {block.attn.products for block in model.visual.blocks.each()}
-        assert products == {torch.float32 if precision == "float32" else torch.bfloat16}
+        assert products == {getattr(torch, precision)}
 
 
 def test_float32_and_bfloat16_share_one_file(home: Path) -> None:

@@ -2,7 +2,7 @@
 
     weight --pack_linear--> PackedLinear;  linear(x, packed), embedding(ids, packed)
     vision_attention: whole pictures;  paged_attention: text over the cache
-    rms_norm, add_rms_norm, layer_norm, silu_mul, qk_norm_rope, store_kv
+    rms_norm, layer_norm, silu_mul, qk_norm_rope, store_kv
 
 `_native.so`, built from csrc/ when the package is built, holds them for AVX-512 (with BF16 and
 VNNI), AVX2 and any other processor, and picks at run time. Without it, or with
@@ -38,7 +38,6 @@ __all__ = [
     "Backend",
     "PackedLinear",
     "Precision",
-    "add_rms_norm",
     "backend",
     "default_num_threads",
     "embedding",
@@ -69,8 +68,9 @@ def vision_attention(
 
     Rows [cu_seqlens[i], cu_seqlens[i + 1]) are picture i. D is a multiple of 8. `scale` is
     D ** -0.5 unless given. `products` is the type in which queries, keys, values and probabilities
-    are multiplied, that of q unless given; sums are float32. The result has q's type, in which
-    plain torch computes.
+    are multiplied, that of q unless given; sums are float32. With int8, queries and keys are
+    quantised, each row with a scale of its own, and the rest is bfloat16. The result has q's type,
+    in which plain torch computes.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if native.takes(q):
@@ -104,26 +104,22 @@ def paged_attention(
     )
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """(..., C) over its root mean square, times weight (C,)."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
+    """(..., C) over its root mean square, times weight (C,), of type `dtype` if given."""
+    dtype = dtype or x.dtype
     if native.takes(x):
-        return native.rms_norm(x, None, weight, eps)[0]
-    return reference.rms_norm(x, weight, eps)
+        return native.rms_norm(x, weight, eps, dtype)
+    return reference.rms_norm(x, weight, eps).to(dtype)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`rms_norm` of the sum x + residual, both (T, C), and that sum."""
-    if native.takes(x):
-        return native.rms_norm(x, residual, weight, eps)
-    total = x + residual
-    return reference.rms_norm(total, weight, eps), total
-
-
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> Tensor:
     """(..., C) with mean 0 and variance 1 along C, times weight plus bias, both (C,)."""
+    dtype = dtype or x.dtype
     if native.takes(x):
-        return native.layer_norm(x, weight, bias, eps)
-    return reference.layer_norm(x, weight, bias, eps)
+        return native.layer_norm(x, weight, bias, eps, dtype)
+    return reference.layer_norm(x, weight, bias, eps).to(dtype)
 
 
 def silu_mul(gate_up: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -52,12 +52,12 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vg_attention": (
         *(_PTR, _INT, _PTR, _PTR, _INT, _PTR),
         *(_I64, _I64, _I64, _I64, _I64, _I64),
-        *(_PTR, _PTR, _PTR, _I64, _I64, _I64, _INT, _F32, _INT, _I64),
+        *(_PTR, _PTR, _PTR, _I64, _I64, _I64, _INT, _F32, _INT, _I64, _INT),
     ),
     "vg_probe_read": (_PTR, _I64),
     "vg_probe_products": (_INT, _I64),
-    "vg_rms_norm": (_PTR, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _F32),
-    "vg_layer_norm": (_PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _F32),
+    "vg_rms_norm": (_PTR, _INT, _PTR, _PTR, _INT, _I64, _I64, _F32),
+    "vg_layer_norm": (_PTR, _INT, _PTR, _PTR, _PTR, _INT, _I64, _I64, _F32),
     "vg_silu_mul": (_PTR, _PTR, _INT, _I64, _I64, _INT),
     "vg_norm_rope": (_PTR, _I64, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _I64, _F32, _INT),
     "vg_store_kv": (
@@ -325,17 +325,19 @@ def vision_attention(
     products: torch.dtype,
 ) -> Tensor:
     """See `visiongate.kernels.vision_attention`."""
-    if products == torch.float32:
+    kept = torch.bfloat16 if products == torch.int8 else products
+    if kept == torch.float32:
         v = v.float()  # float32 values are rounded where they are packed, not the other way
-    q, k, v = (_rows_of_heads(t) for t in (q, k.to(products), v))
+    q, k, v = (_rows_of_heads(t) for t in (q, k.to(kept), v))
     N, H, D = q.shape
     out = _buffers.empty((N, H, D), q.dtype)
     bounds = torch.tensor(list(cu_seqlens), dtype=torch.int32)
     _lib().vg_attention(
-        *(q.data_ptr(), _TYPES[q.dtype], k.data_ptr(), v.data_ptr(), _TYPES[products]),
+        *(q.data_ptr(), _TYPES[q.dtype], k.data_ptr(), v.data_ptr(), _TYPES[kept]),
         *(out.data_ptr(),),
         *(len(bounds) - 1, H, H, D, q.stride(0), k.stride(0)),
         *(bounds.data_ptr(), None, None, 0, 1, N, 0, scale, _TYPES[v.dtype], v.stride(0)),
+        products == torch.int8,
     )
     return out
 
@@ -365,38 +367,31 @@ def paged_attention(
         *(_TYPES[key_cache.dtype], out.data_ptr()),
         *(lengths.numel(), Hq, Hkv, D, q.stride(0), Hkv * D),
         *(bounds.data_ptr(), lengths.data_ptr(), block_table.data_ptr(), block_table.shape[-1]),
-        *(block_size, key_cache.shape[0], 1, scale, _TYPES[value_cache.dtype], Hkv * D),
+        *(block_size, key_cache.shape[0], 1, scale, _TYPES[value_cache.dtype], Hkv * D, 0),
     )
     return out
 
 
-def rms_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """The normalised sum x + residual, and the sum (x itself without a residual)."""
-    x = x.contiguous()
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """See `visiongate.kernels.rms_norm`."""
+    x, weight = x.contiguous(), weight.float().contiguous()
+    y = _buffers.empty(x.shape, dtype)
     C = x.shape[-1]
-    y = _buffers.empty(x.shape, x.dtype)
-    total = x
-    if residual is not None:
-        residual = residual.to(x.dtype).contiguous()
-        total = _buffers.empty(x.shape, x.dtype)
-    weight = weight.float().contiguous()
     _lib().vg_rms_norm(
-        *(x.data_ptr(), _address(residual), weight.data_ptr(), y.data_ptr(), total.data_ptr()),
-        *(_TYPES[x.dtype], x.numel() // C, C, eps),
+        *(x.data_ptr(), _TYPES[x.dtype], weight.data_ptr(), y.data_ptr(), _TYPES[dtype]),
+        *(x.numel() // C, C, eps),
     )
-    return y, total
+    return y
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """See `visiongate.kernels.layer_norm`."""
     x, weight, bias = x.contiguous(), weight.float().contiguous(), bias.float().contiguous()
-    y = _buffers.empty(x.shape, x.dtype)
+    y = _buffers.empty(x.shape, dtype)
     C = x.shape[-1]
     _lib().vg_layer_norm(
-        *(x.data_ptr(), weight.data_ptr(), bias.data_ptr(), y.data_ptr()),
-        *(_TYPES[x.dtype], x.numel() // C, C, eps),
+        *(x.data_ptr(), _TYPES[x.dtype], weight.data_ptr(), bias.data_ptr()),
+        *(y.data_ptr(), _TYPES[dtype], x.numel() // C, C, eps),
     )
     return y
 

@@ -46,11 +46,11 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.packed: kernels.PackedLinear | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (..., in) to (..., out)."""
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Maps (..., in) to (..., out); kernels write it as `dtype` if given."""
         if self.packed is None:
             return F.linear(x, self.weight, self.bias)
-        return kernels.linear(x, self.packed)
+        return kernels.linear(x, self.packed, dtype=dtype if has_kernels(x) else None)
 
     def gelu(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The tanh-approximated GELU of what `forward` gives; kernels write it as `dtype`."""
@@ -112,10 +112,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises the last dimension."""
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Normalises the last dimension; kernels write it as `dtype` if given."""
         if has_kernels(x):
-            return kernels.rms_norm(x, self.weight, self.eps)
+            return kernels.rms_norm(x, self.weight, self.eps, dtype)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -124,10 +124,10 @@ class RMSNorm(nn.Module):
 class LayerNorm(nn.LayerNorm):
     """Layer norm with mean, variance, weight and bias."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises the last dimension."""
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Normalises the last dimension; kernels write it as `dtype` if given."""
         if has_kernels(x):
-            return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+            return kernels.layer_norm(x, self.weight, self.bias, self.eps, dtype)
         return super().forward(x)
 
 

@@ -73,7 +73,7 @@ class Qwen3VL(nn.Module):
     def use_products(self, precision: kernels.Precision) -> None:
         """Tells attention inside pictures what to multiply in."""
         for block in self.model.visual.blocks.each():
-            block.attn.products = torch.float32 if precision == "float32" else torch.bfloat16
+            block.attn.products = getattr(torch, precision)
 
     def pack(self, precision: kernels.Precision) -> None:
         """Stores every linear map in the kernels' layout at `precision`, in place.

@@ -109,7 +109,7 @@ class SwiGLU(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and SwiGLU, each on a normed copy, each added to the stream (which may be reused)."""
+    """Attention and SwiGLU, each on a normed copy, each added to the stream (kernels: in place)."""
 
     def __init__(self, config: TextConfig, layer: int) -> None:
         super().__init__()

@@ -61,7 +61,7 @@ class VisionAttention(nn.Module):
         super().__init__()
         self.num_heads = config.num_heads
         self.products = torch.float32
-        """What native kernels multiply in: bfloat16 where the maps around are no more exact."""
+        """What native kernels multiply in: what the maps around multiply in."""
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = Linear(config.hidden_size, config.hidden_size)
 
@@ -70,9 +70,11 @@ class VisionAttention(nn.Module):
     ) -> Tensor:
         """The stream (N, C) plus the rows of x (N, C), mixed within each picture."""
         N, C = x.shape
-        q, k, v = self.qkv(x).view(N, 3, self.num_heads, C // self.num_heads).unbind(1)
+        qkv = self.qkv(x, self.qkv.rows_dtype).view(N, 3, self.num_heads, C // self.num_heads)
+        q, k, v = qkv.unbind(1)
         if has_kernels(x):
-            q, k = kernels.qk_norm_rope(q, k, None, None, cos, sin, 0.0, self.products)
+            narrow = torch.float32 if self.products == torch.float32 else torch.bfloat16
+            q, k = kernels.qk_norm_rope(q, k, None, None, cos, sin, 0.0, narrow)
         else:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         out = attend_within(q, k, v, lengths, products=self.products)
@@ -94,7 +96,7 @@ class VisionMLP(nn.Module):
 
 
 class VisionBlock(nn.Module):
-    """Attention and MLP, each on a normed copy, each added to the stream (which may be reused)."""
+    """Attention and MLP, each on a normed copy, each added to the stream (kernels: in place)."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -109,11 +111,12 @@ class VisionBlock(nn.Module):
 
     def mix(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """The first half: rows of a picture see each other."""
-        return self.attn(x, self.norm1(x), cos, sin, lengths)
+        normed = self.norm1(x, self.attn.qkv.rows_dtype)
+        return self.attn(x, normed, cos, sin, lengths)
 
     def transform(self, x: Tensor) -> Tensor:
         """The second half: each row for itself."""
-        return self.mlp(x, self.norm2(x))
+        return self.mlp(x, self.norm2(x, self.mlp.linear_fc1.rows_dtype))
 
 
 class PatchMerger(nn.Module):

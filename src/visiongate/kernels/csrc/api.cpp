@@ -94,20 +94,21 @@ API void vg_attention(const void* q, int q_type, const void* k, const void* v, i
                       int64_t q_stride, int64_t kv_stride, const int32_t* bounds,
                       const int32_t* lengths, const int32_t* block_table, int64_t table_width,
                       int64_t block_size, int64_t num_slots, int is_causal, float scale,
-                      int v_type, int64_t v_stride) {
-  level->attention({q, (Type)q_type, k, v, (Type)kv_type, (Type)v_type, out, num_sequences, Hq,
+                      int v_type, int64_t v_stride, int has_int8_scores) {
+  level->attention({q, (Type)q_type, k, v, (Type)kv_type, has_int8_scores != 0, (Type)v_type, out,
+                    num_sequences, Hq,
                     Hkv, D, q_stride, kv_stride, v_stride, bounds, lengths, block_table,
                     table_width, block_size, num_slots, is_causal != 0, scale});
 }
 
-API void vg_rms_norm(const void* x, const void* residual, const float* weight, void* y, void* total,
-                     int type, int64_t T, int64_t C, float eps) {
-  level->rms_norm({x, residual, weight, nullptr, y, total, (Type)type, T, C, eps});
+API void vg_rms_norm(const void* x, int type, const float* weight, void* y, int y_type, int64_t T,
+                     int64_t C, float eps) {
+  level->rms_norm({x, (Type)type, weight, nullptr, y, (Type)y_type, T, C, eps});
 }
 
-API void vg_layer_norm(const void* x, const float* weight, const float* bias, void* y, int type,
-                       int64_t T, int64_t C, float eps) {
-  level->layer_norm({x, nullptr, weight, bias, y, nullptr, (Type)type, T, C, eps});
+API void vg_layer_norm(const void* x, int type, const float* weight, const float* bias, void* y,
+                       int y_type, int64_t T, int64_t C, float eps) {
+  level->layer_norm({x, (Type)type, weight, bias, y, (Type)y_type, T, C, eps});
 }
 
 API void vg_silu_mul(const void* gate_up, void* y, int type, int64_t T, int64_t I, int y_type) {

@@ -3,7 +3,7 @@
 // Work is cut into (sequence, key head, block of query tokens). The query heads that share a key head
 // are rows of one tile. Keys are taken in blocks of 256 that start at multiples of 256:
 //
-//     scores (rows, 256) = q . keys^T;  probabilities = 2 ** (scores * c - shift)
+//     scores (rows, 256) = q . keys^T;  probabilities = 2 ** (scores * factor - shift)
 //     sums (rows, D) = sums * 2 ** (old shift - new shift) + probabilities . values
 //
 // A row's shift is the highest score of the block that set it. Only a block that goes beyond it by
@@ -54,17 +54,13 @@ struct Keys {
   }
 };
 
-// Keys [begin, begin + count) as panels of 64: words along D are the steps. Absent keys are zeros.
-template <class T>
-void pack_keys(const Keys& keys, int64_t begin, int64_t count, uint32_t* panels) {
-  const int64_t num_steps = keys.call.D * sizeof(T) / 4;
+// Rows of 32-bit words as panels of 64: `row(i)` gives row i of 256, or null for zeros.
+template <class Row>
+void pack_rows(int64_t num_steps, uint32_t* panels, const Row& row) {
   alignas(64) static const uint32_t zeros[Simd::kLanes] = {};
   for (int64_t first = 0; first < kKeys; first += Simd::kLanes) {
     const uint32_t* rows[Simd::kLanes];
-    for (int64_t i = 0; i < Simd::kLanes; ++i) {
-      const int64_t key = first + i;
-      rows[i] = key < count ? (const uint32_t*)keys.key<T>(begin + key) : nullptr;
-    }
+    for (int64_t i = 0; i < Simd::kLanes; ++i) rows[i] = row(first + i);
     uint32_t* columns = panels + first / kPanel * kPanel * num_steps + first % kPanel;
     int64_t step = 0;
     for (; step + Simd::kLanes <= num_steps; step += Simd::kLanes) {
@@ -77,6 +73,103 @@ void pack_keys(const Keys& keys, int64_t begin, int64_t count, uint32_t* panels)
         columns[step * kPanel + i] = rows[i] ? rows[i][step] : 0;
   }
 }
+
+// Products of queries and keys in the caches' type. Keys [begin, begin + count) lie in panels of 64;
+// words along D are the steps.
+template <class T>
+struct PlainScores {
+  using Product = typename ProductOf<T>::Type;
+  using Number = T;  // of queries and keys
+  T* panels;
+
+  static int64_t num_bytes(int64_t D) { return kKeys * D * sizeof(T); }
+  void take(char* memory, int64_t) { panels = (T*)memory; }
+  void begin(const Keys&, int64_t) {}
+
+  void pack(const Keys& keys, int64_t begin, int64_t count) {
+    pack_rows(keys.call.D * sizeof(T) / 4, (uint32_t*)panels, [&](int64_t key) {
+      return key < count ? (const uint32_t*)keys.key<T>(begin + key) : nullptr;
+    });
+  }
+
+  // Writes a query as `one`; returns what its scores are to be multiplied by.
+  template <class X>
+  float read_query(const X* x, int64_t D, T* one) const {
+    for (int64_t d = 0; d < D; d += Simd::kLanes) Simd::store(one + d, load_part(x + d, D - d));
+    return 1;
+  }
+
+  template <int kRows>
+  void multiply(const T* q, int64_t D, int64_t panel, float* scores) const {
+    multiply_columns<Product, kRows, Product::kUnit, kRows * Product::kUnit, true>(
+        q, panels + panel * kPanel * D, kPanel * Product::kUnit, scores + panel * kPanel, kKeys,
+        kPanel, D / Product::kUnit, Nothing());
+  }
+};
+
+// The same in int8, with a scale for each query and each key. What all keys of a picture have in
+// common is taken off them first: it moves all scores of a query alike, which changes no
+// probability, and would take most of the eight bits.
+struct Int8Scores {
+  using Number = uint8_t;
+  int8_t *panels, *rows;
+  int32_t* start;  // (256), as in layout.h
+  float *scale, *mean, *one;
+
+  static int64_t num_bytes(int64_t D) {
+    return 2 * kKeys * D + kKeys * 8 + 2 * round_up(D, Simd::kLanes) * 4;
+  }
+  void take(char* memory, int64_t D) {
+    panels = (int8_t*)memory;
+    rows = panels + kKeys * D;
+    start = (int32_t*)(rows + kKeys * D);
+    scale = (float*)(start + kKeys);
+    mean = scale + kKeys;
+    one = mean + round_up(D, Simd::kLanes);
+  }
+
+  void begin(const Keys& keys, int64_t num_keys) {
+    const int64_t D = keys.call.D;
+    for (int64_t d = 0; d < D; d += Simd::kLanes) {
+      Simd::Float sum = Simd::zero();
+      for (int64_t key = 0; key < num_keys; ++key)
+        sum = Simd::add(sum, load_part(keys.key<uint16_t>(key) + d, D - d));
+      Simd::store(mean + d, Simd::mul(sum, Simd::set1(1.0f / (float)num_keys)));
+    }
+  }
+
+  void pack(const Keys& keys, int64_t begin, int64_t count) {
+    const int64_t D = keys.call.D;
+    for (int64_t key = 0; key < count; ++key) {
+      const uint16_t* from = keys.key<uint16_t>(begin + key);
+      for (int64_t d = 0; d < D; d += Simd::kLanes)
+        Simd::store(one + d, Simd::sub(load_part(from + d, D - d), Simd::load(mean + d)));
+      int8_t* row = rows + key * D;
+      scale[key] = quantize_group(one, (uint8_t*)row, D);
+      int32_t sum = 0;
+      for (int64_t d = 0; d < D; ++d) sum += row[d] = (int8_t)(row[d] ^ 0x80);
+      start[key] = -128 * sum;
+    }
+    for (int64_t key = count; key < kKeys; ++key) scale[key] = start[key] = 0;
+    pack_rows(D / 4, (uint32_t*)panels, [&](int64_t key) {
+      return key < count ? (const uint32_t*)(rows + key * D) : nullptr;
+    });
+  }
+
+  template <class X>
+  float read_query(const X* x, int64_t D, uint8_t* query) const {
+    return quantize_group(x, query, D);
+  }
+
+  template <int kRows>
+  void multiply(const uint8_t* q, int64_t D, int64_t panel, float* scores) const {
+    constexpr int kWide = Simd::kTileVectors * Simd::kLanes;
+    for (int64_t column = panel * kPanel; column < (panel + 1) * kPanel; column += kWide)
+      Int8Quads::multiply_scaled<kRows, Simd::kTileVectors>(
+          q, 4, kRows * 4, panels + panel * kPanel * D + column % kPanel * 4, kPanel * 4,
+          start + column, scale + column, scores + column, kKeys, D / 4);
+  }
+};
 
 // Values of the same keys: key after key, each (padded D); of bfloat16, two keys interleaved.
 inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t padded_D,
@@ -112,7 +205,8 @@ inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t 
 
 // The running state of one query row.
 struct RowState {
-  float shift = -1e30f;  // of scores times c
+  float shift = -1e30f;  // of scores times the factor
+  float factor = 0;      // of scores, so that they are exponents of two
   float sums[Simd::kLanes] = {};  // of the probabilities, lane by lane
 };
 
@@ -146,13 +240,13 @@ inline __attribute__((always_inline)) Simd::Float highest_scores(const float* sc
   return Simd::max(tops[0], tops[1]);
 }
 
-// Writes 2 ** (scores * c - shift) for the visible keys and zeros after them, and adds them to sums.
+// Writes 2 ** (scores * factor - shift) for the visible keys and zeros after them, and adds them to sums.
 template <bool kIsWhole, class T>
 inline __attribute__((always_inline)) void soften(const float* scores, T* probabilities,
-                                                  int64_t count, int64_t num_visible, float c,
+                                                  int64_t count, int64_t num_visible,
                                                   RowState& row) {
   constexpr int kDegree = sizeof(T) == 4 ? 5 : 3;  // bfloat16 probabilities need fewer terms
-  const Simd::Float shift = Simd::set1(-row.shift), factor = Simd::set1(c);
+  const Simd::Float shift = Simd::set1(-row.shift), factor = Simd::set1(row.factor);
   Simd::Float total = Simd::load(row.sums);
 #pragma GCC unroll 4
   for (int64_t first = 0; first < count; first += 2 * Simd::kLanes) {
@@ -177,10 +271,12 @@ inline float exp2_of(float x) {
   return lanes[0];
 }
 
-// One item of work: rows of one sequence under one key head, and their running state.
-template <class T>
+// One item of work: rows of one sequence under one key head, and their running state. T is the type
+// of probabilities and values.
+template <class T, class Scores>
 struct AttentionTask {
   using Product = typename ProductOf<T>::Type;
+  using Number = typename Scores::Number;
   static constexpr int kUnit = Product::kUnit;
 
   const AttentionCall& call;
@@ -189,8 +285,8 @@ struct AttentionTask {
   int64_t first_position;           // of first_token in its sequence
   int64_t num_keys;                 // visible to the last token
   int64_t group, padded_D;
-  T* q;              // tiles of 6 rows, interleaved step by step as in linear.h
-  T* key_panels;     // four panels of (D, 64)
+  Scores keys_of_block;
+  Number* q;         // tiles of 6 rows, interleaved step by step as in linear.h
   T* values;         // (256, padded D)
   float* sums;       // (rows, padded D)
   RowState* states;  // (rows)
@@ -207,8 +303,8 @@ struct AttentionTask {
   void take_memory() {
     const int64_t rows = num_rows(), D = call.D;
     const int64_t sizes[] = {
-        rows * D * (int64_t)sizeof(T),
-        kKeys * D * (int64_t)sizeof(T),
+        rows * D * (int64_t)sizeof(Number),
+        Scores::num_bytes(D),
         kKeys * padded_D * (int64_t)sizeof(T),
         rows * padded_D * 4,
         rows * (int64_t)sizeof(RowState),
@@ -220,8 +316,8 @@ struct AttentionTask {
     char* memory = (char*)scratch(kAttention, total);
     char* parts[7];
     for (int i = 0; i < 7; memory += round_up(sizes[i], 64), ++i) parts[i] = memory;
-    q = (T*)parts[0];
-    key_panels = (T*)parts[1];
+    q = (Number*)parts[0];
+    keys_of_block.take(parts[1], D);
     values = (T*)parts[2];
     sums = (float*)parts[3];
     states = (RowState*)parts[4];
@@ -230,34 +326,30 @@ struct AttentionTask {
   }
 
   void read_queries() {
-    const int64_t D = call.D, num_words = D / kUnit;
-    T* one = (T*)scratch(kRow, round_up(D, Simd::kLanes) * sizeof(T));
+    const int64_t D = call.D, num_words = D * sizeof(Number) / 4;
+    Number* one = (Number*)scratch(kRow, round_up(D, Simd::kLanes) * sizeof(Number));
+    memset(sums, 0, num_rows() * padded_D * sizeof(float));
     with_type(call.q_type, call.q, [&](auto* from) {
       for (int64_t row = 0; row < num_rows(); ++row) {
         const int64_t token = first_token + row / group, head = keys.head * group + row % group;
         const auto* x = from + token * call.q_stride + head * D;
-        for (int64_t d = 0; d < D; d += Simd::kLanes)
-          Simd::store(one + d, load_part(x + d, D - d));
+        states[row] = RowState();
+        states[row].factor = call.scale * 1.44269504f * keys_of_block.read_query(x, D, one);
         const int64_t first = row / kMaxRows * kMaxRows;
         interleave<uint32_t>(one, q + first * D, row - first,
                              smaller(kMaxRows, num_rows() - first), num_words);
       }
     });
-    memset(sums, 0, num_rows() * padded_D * sizeof(float));
-    for (int64_t row = 0; row < num_rows(); ++row) states[row] = RowState();
   }
 
   // Adds one block of keys to `kRows` rows. Keys that none of them sees are left out: they would
   // add exactly nothing.
   template <int kRows>
   void attend_tile(int64_t first_row, int64_t begin, int64_t count) {
-    const int64_t D = call.D, num_steps = D / kUnit;
     count = smaller(count, visible(first_row + kRows - 1) - begin);
     const int64_t num_panels = (count + kPanel - 1) / kPanel;
     for (int64_t panel = 0; panel < num_panels; ++panel)
-      multiply_columns<Product, kRows, kUnit, kRows * kUnit, true>(
-          q + first_row * D, key_panels + panel * kPanel * D, kPanel * kUnit,
-          scores + panel * kPanel, kKeys, kPanel, num_steps, Nothing());
+      keys_of_block.template multiply<kRows>(q + first_row * call.D, call.D, panel, scores);
     if (visible(first_row) - begin >= kKeys && count == kKeys)
       soften_tile<kRows, true>(first_row, begin, kKeys, kKeys);
     else
@@ -272,14 +364,14 @@ struct AttentionTask {
   template <int kRows, bool kIsWhole>
   inline __attribute__((always_inline)) void soften_tile(int64_t first_row, int64_t begin,
                                                          int64_t count, int64_t padded_count) {
-    const float c = call.scale * 1.44269504f;
     int64_t num_visible[kRows];
     Simd::Float highest[kRows];
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
       num_visible[r] = kIsWhole ? kKeys : smaller(count, visible(first_row + r) - begin);
-      highest[r] = Simd::mul(Simd::set1(c), highest_scores<kIsWhole>(scores + r * kKeys,
-                                                                     padded_count, num_visible[r]));
+      highest[r] = Simd::mul(
+          Simd::set1(states[first_row + r].factor),
+          highest_scores<kIsWhole>(scores + r * kKeys, padded_count, num_visible[r]));
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) {
@@ -289,7 +381,7 @@ struct AttentionTask {
     }
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r)
-      soften<kIsWhole>(scores + r * kKeys, softened + r * kKeys, padded_count, num_visible[r], c,
+      soften<kIsWhole>(scores + r * kKeys, softened + r * kKeys, padded_count, num_visible[r],
                        states[first_row + r]);
   }
 
@@ -308,7 +400,7 @@ struct AttentionTask {
 
   void attend_block(int64_t begin) {
     const int64_t count = smaller(kKeys, num_keys - begin);
-    pack_keys<T>(keys, begin, count, (uint32_t*)key_panels);
+    keys_of_block.pack(keys, begin, count);
     pack_values(keys, begin, count, padded_D, values);
     for (int64_t row = 0; row < num_rows(); row += kMaxRows) {
       const int64_t rows = smaller(kMaxRows, num_rows() - row);
@@ -333,12 +425,13 @@ struct AttentionTask {
   void run() {
     take_memory();
     read_queries();
+    keys_of_block.begin(keys, num_keys);
     for (int64_t begin = 0; begin < num_keys; begin += kKeys) attend_block(begin);
     write_rows();
   }
 };
 
-template <class T>
+template <class T, class Scores>
 void attention_as(const AttentionCall& call) {
   const int64_t group = call.Hq / call.Hkv;
   // Few enough rows that every thread gets some tasks, if there are as many.
@@ -358,7 +451,7 @@ void attention_as(const AttentionCall& call) {
     const int64_t num_before = call.lengths ? call.lengths[b] - num_rows : 0;
     const int64_t begin = num_rows * block / blocks_of(b);
     const int64_t end = num_rows * (block + 1) / blocks_of(b);
-    AttentionTask<T> task{call, Keys{call, b, head, call.bounds[b]}};
+    AttentionTask<T, Scores> task{call, Keys{call, b, head, call.bounds[b]}};
     task.first_token = call.bounds[b] + begin;
     task.num_tokens = end - begin;
     task.first_position = num_before + begin;
@@ -370,7 +463,9 @@ void attention_as(const AttentionCall& call) {
 }
 
 inline void attention(const AttentionCall& call) {
-  call.kv_type == kFloat32 ? attention_as<float>(call) : attention_as<uint16_t>(call);
+  if (call.has_int8_scores) return attention_as<uint16_t, Int8Scores>(call);
+  if (call.kv_type == kFloat32) return attention_as<float, PlainScores<float>>(call);
+  attention_as<uint16_t, PlainScores<uint16_t>>(call);
 }
 
 }  // namespace

@@ -55,6 +55,7 @@ struct AttentionCall {
   const void* k;  // (rows or slots, Hkv, D), kv_stride elements apart
   const void* v;
   Type kv_type;  // of k, and of the products
+  bool has_int8_scores;  // the products of queries and keys are of int8 (kv_type is bfloat16)
   Type v_type;
   void* out;
   int64_t num_sequences, Hq, Hkv, D, q_stride, kv_stride, v_stride;
@@ -67,13 +68,12 @@ struct AttentionCall {
 };
 
 struct NormCall {
-  const void* x;         // (T, C)
-  const void* residual;  // (T, C) or null
+  const void* x;  // (T, C)
+  Type type;
   const float* weight;
   const float* bias;  // layer norm only
   void* y;
-  void* total;  // x + residual, when there is a residual
-  Type type;
+  Type y_type;
   int64_t T, C;
   float eps;
 };

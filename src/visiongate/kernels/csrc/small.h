@@ -18,19 +18,8 @@ float sum_row(int64_t C, const F& f) {
 
 inline float inverse_root(float x) { return 1.0f / __builtin_sqrtf(x); }
 
-template <class T>
-void rms_norm_row(const NormCall& call, int64_t t) {
-  const T* x = (const T*)call.x + t * call.C;
-  T* y = (T*)call.y + t * call.C;
-  if (call.residual) {
-    const T* residual = (const T*)call.residual + t * call.C;
-    T* total = (T*)call.total + t * call.C;
-    for (int64_t c = 0; c < call.C; c += Simd::kLanes) {
-      const int64_t n = call.C - c;
-      store_part(total + c, Simd::add(load_part(x + c, n), load_part(residual + c, n)), n);
-    }
-    x = total;
-  }
+template <class X, class Y>
+void rms_norm_row(const NormCall& call, const X* x, Y* y) {
   const float square = sum_row(call.C, [&](int64_t c, int64_t n) {
     const Simd::Float part = load_part(x + c, n);
     return Simd::mul(part, part);
@@ -43,10 +32,8 @@ void rms_norm_row(const NormCall& call, int64_t t) {
   }
 }
 
-template <class T>
-void layer_norm_row(const NormCall& call, int64_t t) {
-  const T* x = (const T*)call.x + t * call.C;
-  T* y = (T*)call.y + t * call.C;
+template <class X, class Y>
+void layer_norm_row(const NormCall& call, const X* x, Y* y) {
   const float sum = sum_row(call.C, [&](int64_t c, int64_t n) { return load_part(x + c, n); });
   const Simd::Float mean = Simd::set1(sum / (float)call.C);
   const float square = sum_row(call.C, [&](int64_t c, int64_t n) {
@@ -62,16 +49,22 @@ void layer_norm_row(const NormCall& call, int64_t t) {
   }
 }
 
-inline void rms_norm(const NormCall& call) {
+// Calls f(x, y) with each row of x and y, as the types say.
+template <class F>
+void with_rows_of(const NormCall& call, const F& f) {
   parallel_rows(call.T, call.C, [&](int64_t t) {
-    call.type == kFloat32 ? rms_norm_row<float>(call, t) : rms_norm_row<uint16_t>(call, t);
+    with_type(call.type, call.x, [&](auto* x) {
+      with_type(call.y_type, call.y, [&](auto* y) { f(x + t * call.C, y + t * call.C); });
+    });
   });
 }
 
+inline void rms_norm(const NormCall& call) {
+  with_rows_of(call, [&](auto* x, auto* y) { rms_norm_row(call, x, y); });
+}
+
 inline void layer_norm(const NormCall& call) {
-  parallel_rows(call.T, call.C, [&](int64_t t) {
-    call.type == kFloat32 ? layer_norm_row<float>(call, t) : layer_norm_row<uint16_t>(call, t);
-  });
+  with_rows_of(call, [&](auto* x, auto* y) { layer_norm_row(call, x, y); });
 }
 
 inline void silu_mul(const void* gate_up, Type type, void* y, Type y_type, int64_t T, int64_t I) {

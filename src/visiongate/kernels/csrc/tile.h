@@ -171,6 +171,37 @@ struct Int8Quads {
       const float* x_scale, int64_t x_scale_row, float* sums, int64_t sums_row,
       int64_t num_steps, Fetch ahead) {
     Simd::Int acc[Rows][Vectors];
+    add_up(x, x_row, x_step, w, w_step, start, num_steps, ahead, acc);
+#pragma GCC unroll 6
+    for (int r = 0; r < Rows; ++r) {
+      const Simd::Float scale = Simd::set1(x_scale[r * x_scale_row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        float* sum = sums + r * sums_row + v * Simd::kLanes;
+        Simd::store(sum, Simd::fma(Simd::to_float(acc[r][v]), scale, Simd::load(sum)));
+      }
+    }
+  }
+
+  // The same sums, each times its column's scale, into `out`.
+  template <int Rows, int Vectors>
+  static inline __attribute__((always_inline)) void multiply_scaled(
+      const X* x, int64_t x_row, int64_t x_step, const W* w, int64_t w_step, const int32_t* start,
+      const float* scale, float* out, int64_t out_row, int64_t num_steps) {
+    Simd::Int acc[Rows][Vectors];
+    add_up(x, x_row, x_step, w, w_step, start, num_steps, Nothing(), acc);
+#pragma GCC unroll 6
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v)
+        Simd::store(out + r * out_row + v * Simd::kLanes,
+                    Simd::mul(Simd::to_float(acc[r][v]), Simd::load(scale + v * Simd::kLanes)));
+  }
+
+  template <int Rows, int Vectors, class Fetch>
+  static inline __attribute__((always_inline)) void add_up(
+      const X* x, int64_t x_row, int64_t x_step, const W* w, int64_t w_step, const int32_t* start,
+      int64_t num_steps, Fetch ahead, Simd::Int (&acc)[Rows][Vectors]) {
 #pragma GCC unroll 6
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
@@ -186,15 +217,6 @@ struct Int8Quads {
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v)
           acc[r][v] = Simd::add_quads(acc[r][v], weights[v], quad);
-      }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < Rows; ++r) {
-      const Simd::Float scale = Simd::set1(x_scale[r * x_scale_row]);
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) {
-        float* sum = sums + r * sums_row + v * Simd::kLanes;
-        Simd::store(sum, Simd::fma(Simd::to_float(acc[r][v]), scale, Simd::load(sum)));
       }
     }
   }
