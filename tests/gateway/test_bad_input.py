@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import socket
@@ -11,10 +12,14 @@ import zlib
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from tests.gateway.serving import Server, base64_of, data_url, example, question
 from tests.pictures import to_bytes
+from visiongate.errors import InvalidParameter
+from visiongate.gateway.media import decode_base64
 
 TOTAL = "What is the total?"
 LIMIT = 10 * 1024 * 1024
@@ -387,3 +392,38 @@ def test_a_slow_upload_is_cut_off(tight_server: Server) -> None:
         answer = wire.recv(4096)
     assert b" 408 " in answer
     assert time.monotonic() - start < 10
+
+
+@given(
+    st.binary(min_size=1, max_size=60),
+    st.sampled_from(["", "\n", " ", "\r\n", "\t", "\u00a0", "\x1c"]),
+    st.integers(1, 20),
+    st.booleans(),
+    st.booleans(),
+)
+def test_base64_in_any_dress_gives_the_same_bytes(
+    data: bytes, between: str, every: int, is_url_safe: bool, is_padded: bool
+) -> None:
+    """What most clients send has a quicker way; all the others must agree with it."""
+    encode = base64.urlsafe_b64encode if is_url_safe else base64.b64encode
+    text = encode(data).decode()
+    text = text if is_padded else text.rstrip("=")
+    text = between.join(text[at : at + every] for at in range(0, len(text), every))
+    assert decode_base64(text, param="image", limit=1000) == data
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "empty"),
+        ("==", "empty"),
+        (" \n", "empty"),
+        ("QUJD*EFG", "character 5 is not allowed"),
+        ("QUJD\nQ!==", "character 6 is not allowed"),
+        ("QUJé", "character 4 is not allowed"),
+        ("QUJDQ", "cut off"),
+    ],
+)
+def test_what_is_not_base64_is_named(text: str, words: str) -> None:
+    with pytest.raises(InvalidParameter, match=words):
+        decode_base64(text, param="image", limit=1000)

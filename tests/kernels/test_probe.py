@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from visiongate.kernels.cuda import probe  # noqa: E402  # after the check
+from visiongate.kernels.cuda import probe
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -7,8 +7,8 @@ its limits. What kind of picture it is, `engine.image` decides from the bytes.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
+import string
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from email.message import Message as HeaderParser
@@ -79,22 +79,30 @@ def decode_base64(text: str, *, param: str, limit: int) -> bytes:
         return decode_data_url(text, param=param, limit=limit)
     if len(text) > limit * 2:
         raise _too_large(limit)
-    compact = _SPACES.sub("", text).translate(_URL_SAFE).rstrip("=")
-    if not compact:
-        raise InvalidParameter(f"{param} is empty; send the picture as base64", param=param)
-    wrong = _NOT_BASE64.search(compact)
-    if wrong:
-        place = f"character {wrong.start() + 1}"
-        raise InvalidParameter(f"{param} is not base64: {place} is not allowed", param=param)
-    if len(compact) % 4 == 1:
-        raise InvalidParameter(f"{param} is not base64: it is cut off", param=param)
     try:
-        data = base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
-    except binascii.Error:
-        raise InvalidParameter(f"{param} is not base64", param=param) from None
+        data = base64.b64decode(text, validate=True)  # what most clients send; ten times as fast
+    except ValueError:
+        data = _decode_loosely(text, param)
+    if not data:
+        raise InvalidParameter(f"{param} is empty; send the picture as base64", param=param)
     if len(data) > limit:
         raise _too_large(limit)
     return data
+
+
+def _decode_loosely(text: str, param: str) -> bytes:
+    """Base64 with white space, of the url-safe alphabet or without its padding."""
+    if text.isascii():
+        compact = text.encode().translate(_URL_SAFE, delete=_WHITE).rstrip(b"=")
+    else:  # a no-break space, or something that is named below
+        compact = _SPACES.sub("", text).encode().translate(_URL_SAFE).rstrip(b"=")
+    if compact.translate(None, delete=_ALPHABET):
+        wrong = _NOT_BASE64.search(compact.decode())
+        place = f"character {wrong.start() + 1}" if wrong else "a character"
+        raise InvalidParameter(f"{param} is not base64: {place} is not allowed", param=param)
+    if len(compact) % 4 == 1:
+        raise InvalidParameter(f"{param} is not base64: it is cut off", param=param)
+    return base64.b64decode(compact + b"=" * (-len(compact) % 4))
 
 
 def decode_data_url(url: str, *, param: str, limit: int) -> bytes:
@@ -209,5 +217,7 @@ def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"the image is over {limit / 1048576:g} MB ({limit} bytes); send a smaller one")
 
 
-_URL_SAFE: Final = str.maketrans("-_", "+/")
+_URL_SAFE: Final = bytes.maketrans(b"-_", b"+/")
+_WHITE: Final = b" \t\n\r\f\v\x1c\x1d\x1e\x1f"
+_ALPHABET: Final = string.ascii_letters.encode() + string.digits.encode() + b"+/"
 _NOT_BASE64: Final = re.compile(r"[^A-Za-z0-9+/]")

@@ -33,11 +33,14 @@ class Picture:
     detail: str = "auto"
     min_pixels: int | None = None
     max_pixels: int | None = None
+    _sha256: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def sha256(self) -> str:
-        """The digest of the bytes as they were sent."""
-        return hashlib.sha256(self.data).hexdigest()
+        """The digest of the bytes as they were sent; computed once."""
+        if not self._sha256:
+            object.__setattr__(self, "_sha256", hashlib.sha256(self.data).hexdigest())
+        return self._sha256
 
 
 @dataclass(frozen=True, slots=True)
