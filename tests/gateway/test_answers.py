@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from typing import Any
 
 import openai
+import PIL.Image
 import pytest
 import requests
 
@@ -31,6 +33,20 @@ def test_curl_with_a_form_gets_the_true_total(server: Server) -> None:
         [*command, f"{server.url}/v1/chat/completions"], capture_output=True, text=True, check=True
     )
     assert json.loads(found.stdout)["choices"][0]["message"]["content"] == TRUE_TOTAL
+
+
+def test_a_large_picture_is_seen_new_and_known(server: Server) -> None:
+    """A megabyte of pixels: it reaches the worker as a memory file, the second time the same."""
+    with PIL.Image.open(EXAMPLES / "receipt.png") as small:
+        large = small.convert("RGB").resize((896, 1216), PIL.Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    large.save(out, "PNG")
+    body = question(out.getvalue(), TOTAL, temperature=0)
+    first, second = (server.post("/v1/chat/completions", body).json() for _ in range(2))
+    told = [found["choices"][0]["message"]["content"] for found in (first, second)]
+    assert first["vision"]["images"][0]["width"] * first["vision"]["images"][0]["height"] > 200_000
+    assert told == [TRUE_TOTAL, TRUE_TOTAL]
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
 
 
 def test_the_promised_requests_call_works_unchanged(server: Server) -> None:

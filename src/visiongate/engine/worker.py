@@ -26,6 +26,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from visiongate.engine.pipe import MessagePipe
 from visiongate.engine.processes import process_rss_bytes
 from visiongate.engine.types import (
     EngineSettings,
@@ -116,7 +117,8 @@ class WorkerProcess:
 
     def __init__(self, settings: WorkerSettings) -> None:
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
+        connection, theirs = context.Pipe()
+        self._pipe = MessagePipe(connection)
         self.process: SpawnProcess = context.Process(
             target=run_worker, args=(theirs, settings), name="visiongate-worker", daemon=True
         )
@@ -131,14 +133,14 @@ class WorkerProcess:
     def send(self, message: ToWorker) -> None:
         """Hands a message over; a worker that is gone is noticed by `receive`."""
         try:
-            self._connection.send(message)
+            self._pipe.send(message)
         except (OSError, ValueError):
             logger.debug("a message to a worker that is gone was dropped")
 
     def receive(self) -> FromWorker:
         """The next message; waits for it. Raises EOFError once the worker has ended."""
         try:
-            message: FromWorker = self._connection.recv()
+            message: FromWorker = self._pipe.receive()
         except (OSError, ValueError) as error:
             raise EOFError from error
         return message
@@ -150,7 +152,7 @@ class WorkerProcess:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self._connection.close()
+        self._pipe.close()
 
     def kill(self) -> None:
         """Ends the process at once."""
@@ -161,7 +163,8 @@ def run_worker(connection: Connection, settings: WorkerSettings) -> None:
     """The worker process's main function; returns only when there is nothing left to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's; it stops us
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    outbox = _Outbox(connection)
+    pipe = MessagePipe(connection)
+    outbox = _Outbox(pipe)
     logging.getLogger().addHandler(_PipeHandler(outbox))
     try:
         engine, model = load_engine(settings, outbox.send)
@@ -176,7 +179,7 @@ def run_worker(connection: Connection, settings: WorkerSettings) -> None:
         outbox.send(Failed("the model could not be loaded; error.log has the reason", False))
         sys.exit(1)
     inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(connection, inbox), daemon=True).start()
+    threading.Thread(target=_read, args=(pipe, inbox), daemon=True).start()
     threading.Thread(target=_beat, args=(engine, outbox), daemon=True).start()
     outbox.send(Ready(model))
     _serve(engine, inbox, outbox, settings.check_seconds)
@@ -215,11 +218,11 @@ def _drain(inbox: queue.SimpleQueue[ToWorker], wait: float | None) -> list[ToWor
         return messages
 
 
-def _read(connection: Connection, inbox: queue.SimpleQueue[ToWorker]) -> None:
+def _read(pipe: MessagePipe, inbox: queue.SimpleQueue[ToWorker]) -> None:
     """The reader thread; when the gateway is gone there is nothing left to do."""
     while True:
         try:
-            inbox.put(connection.recv())
+            inbox.put(pipe.receive())
         except (EOFError, OSError):
             os._exit(0)
 
@@ -374,14 +377,14 @@ class _StageClock:
 class _Outbox:
     """The pipe to the gateway, for several threads."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, pipe: MessagePipe) -> None:
+        self._pipe = pipe
         self._lock = threading.Lock()
 
     def send(self, message: FromWorker) -> None:
         with self._lock:
             try:
-                self._connection.send(message)
+                self._pipe.send(message)
             except OSError:
                 os._exit(0)  # the gateway is gone
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal, cast
 
 from visiongate.engine.image import ImagePlan, decode, plan
+from visiongate.engine.pipe import share
 from visiongate.engine.prompt import Message
 from visiongate.engine.types import (
     FinishReason,
@@ -54,7 +55,7 @@ from visiongate.gateway.schemas import (
     VisionReceipt,
 )
 from visiongate.gateway.sessions import Picture, Turn
-from visiongate.gateway.upstream import ReasoningEvent
+from visiongate.gateway.upstream import ReasoningEvent, Upstream
 
 DECODED_BYTES: Final = 96 * 1024 * 1024
 """Memory for pictures that were decoded lately; follow-up questions find theirs here."""
@@ -154,6 +155,7 @@ class Answers:
         self._max_images = max_images
         self._deadline_seconds = deadline_seconds
         self._decoded = _DecodedPictures(DECODED_BYTES)
+        self._has_workers = not isinstance(backend, Upstream)
         self._decoders = asyncio.Semaphore(max(1, min(8, os.cpu_count() or 1)))
 
     def check_ready(self) -> Intake:
@@ -215,18 +217,22 @@ class Answers:
         if known is not None:
             return known
         async with self._decoders:
-            layout = await asyncio.to_thread(self.plan, picture, intake)
-            with self._guard.reserve(layout.original_width * layout.original_height):
-                image = await asyncio.to_thread(
-                    decode,
-                    picture.data,
-                    limits=intake.image_limits,
-                    detail=cast(Literal["auto", "low", "high"], picture.detail),
-                    min_pixels=picture.min_pixels,
-                    max_pixels=picture.max_pixels,
-                )
+            image = await asyncio.to_thread(self._decode, picture, intake)
         self._decoded.put(key, image)
         return image
+
+    def _decode(self, picture: Picture, intake: Intake) -> Image:
+        """Decodes while memory for it is reserved; workers on this machine get the same pages."""
+        layout = self.plan(picture, intake)
+        with self._guard.reserve(layout.original_width * layout.original_height):
+            image = decode(
+                picture.data,
+                limits=intake.image_limits,
+                detail=cast(Literal["auto", "low", "high"], picture.detail),
+                min_pixels=picture.min_pixels,
+                max_pixels=picture.max_pixels,
+            )
+        return replace(image, pixels=share(image.pixels)) if self._has_workers else image
 
     def plan(self, picture: Picture, intake: Intake) -> ImagePlan:
         """What would happen to a picture, from its header alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ BYTES_PER_PIXEL: Final = 8
 """Peak while decoding: the file's pixels (up to 4 bytes) beside their RGB copy."""
 
 MIB: Final = 1024 * 1024
+SMALL_BYTES: Final = 32 * MIB
+"""Less than this is given without looking."""
+
 _CGROUP: Final = Path("/sys/fs/cgroup")
 
 
@@ -27,6 +31,7 @@ class MemoryGuard:
     def __init__(self, limit_bytes: int = 0) -> None:
         self.limit_bytes = limit_bytes or memory_limit()
         self._reserved_bytes = 0
+        self._lock = threading.Lock()  # pictures are decoded in threads
 
     @contextmanager
     def reserve(self, num_pixels: int) -> Iterator[None]:
@@ -37,19 +42,24 @@ class MemoryGuard:
                 f"the image needs {needed // MIB} MB to decode; this server can spare "
                 f"{self.limit_bytes // 2 // MIB} MB: send a smaller one"
             )
-        used = memory_used()
-        free = self.limit_bytes - used - self._reserved_bytes
-        if needed > 32 * MIB and needed > free:
+        with self._lock:
+            if needed > SMALL_BYTES:
+                self._check(needed)
+            self._reserved_bytes += needed
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved_bytes -= needed
+
+    def _check(self, needed: int) -> None:
+        free = self.limit_bytes - memory_used() - self._reserved_bytes
+        if needed > free:
             raise OutOfMemory(
                 f"the image needs {needed // MIB} MB and {max(0, free) // MIB} MB of "
                 f"{self.limit_bytes // MIB} MB are free; try again later",
                 retry_after_seconds=5.0,
             )
-        self._reserved_bytes += needed
-        try:
-            yield
-        finally:
-            self._reserved_bytes -= needed
 
 
 def memory_limit() -> int:
