@@ -16,12 +16,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from benchmarks import checkpoint
+
+if TYPE_CHECKING:
+    from visiongate.engine.types import Request
 
 Results = dict[str, Any]
 
@@ -60,9 +63,15 @@ class Bench:
         self.engine.warm_up()
         self._number = 0
 
-    def add(
+    def add(self, num_new: int, **options: Any) -> str:
+        """Makes a request and gives it to the engine; its id."""
+        request = self.make(num_new, **options)
+        self.engine.add(request)
+        return request.request_id
+
+    def make(
         self, num_new: int, *, has_picture: bool = True, num_text: int = 0, **params: Any
-    ) -> str:
+    ) -> Request:
         """A request with a picture of its own and random words."""
         from visiongate.engine.types import Image, ImageSpan, Prompt, Request, SamplingParams
 
@@ -85,9 +94,7 @@ class Bench:
             spans = (ImageSpan(4, image),)
         prompt = Prompt(tokens, positions, delta, spans)
         chosen = SamplingParams(max_tokens=num_new, ignore_eos=True, guard=False, **params)
-        request = Request(f"r{self._number}", prompt, chosen)
-        self.engine.add(request)
-        return request.request_id
+        return Request(f"r{self._number}", prompt, chosen)
 
     def until_idle(self) -> None:
         """Works until nothing is left."""
@@ -150,11 +157,14 @@ def gaps(results: Results, bench: Bench) -> None:
     count = 12 if bench.is_dry else 300
 
     def watch(*, has_company: bool) -> list[float]:
+        others = [bench.make(8) for _ in range(count // 6 if has_company else 0)]
         key = bench.add(count)
         found, last, other = [], 0.0, ""
         while True:
-            if has_company and last and not other:
-                other = bench.add(8)
+            if last and not other and others:
+                request = others.pop()
+                bench.engine.add(request)
+                other = request.request_id
             for event in bench.engine.step():
                 if event.request_id == other and event.is_final:
                     other = ""
@@ -180,9 +190,10 @@ def gaps(results: Results, bench: Bench) -> None:
 def crowd(results: Results, bench: Bench) -> None:
     """64 requests W1 at once, 128 new tokens each."""
     size, num_new = (3, 4) if bench.is_dry else (64, 128)
+    requests = [bench.make(num_new) for _ in range(size)]
     start = time.perf_counter()
-    for _ in range(size):
-        bench.add(num_new)
+    for request in requests:
+        bench.engine.add(request)
     bench.until_idle()
     seconds = time.perf_counter() - start
     results["crowd"] = {
@@ -217,16 +228,9 @@ def hf_config(bench: Bench) -> dict[str, Any]:
         folder = Path(checkpoint.__file__).parents[1] / "src/visiongate/mini/weights"
         found: dict[str, Any] = json.loads((folder / "config.json").read_text())
         return found
-    text, vision = bench.model.config.text, bench.model.config.vision
-    config = json.loads(json.dumps(checkpoint.CONFIG))
-    config["text_config"] |= {
-        "hidden_size": text.hidden_size,
-        "intermediate_size": text.intermediate_size,
-        "num_attention_heads": text.num_attention_heads,
-        "num_hidden_layers": text.num_hidden_layers,
-    }
-    config["vision_config"]["out_hidden_size"] = vision.out_hidden_size
-    return dict(config)
+    from benchmarks.gpu_shape import hub_config
+
+    return hub_config(bench.model.config)
 
 
 def hf_inputs(bench: Bench, batch: int) -> dict[str, Any]:

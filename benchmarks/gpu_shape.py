@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
-import torch
+import json
+from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
+from benchmarks import checkpoint
 from visiongate.engine.budget import published
 from visiongate.model.config import ModelConfig
 from visiongate.model.cuda import CudaQwen3VL
+
+
+def hub_config(config: ModelConfig) -> dict[str, Any]:
+    """A published size's configuration as a checkpoint holds it."""
+    found: dict[str, Any] = json.loads(json.dumps(checkpoint.CONFIG))
+    found["text_config"] |= {
+        "hidden_size": config.text.hidden_size,
+        "intermediate_size": config.text.intermediate_size,
+        "num_attention_heads": config.text.num_attention_heads,
+        "num_hidden_layers": config.text.num_hidden_layers,
+    }
+    found["vision_config"]["out_hidden_size"] = config.vision.out_hidden_size
+    return found
+
+
+def write_checkpoint(folder: Path) -> None:
+    """A checkpoint of the 4B shape, about 9 GB; its weights are drawn on the GPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config_4b()
+    checkpoint.write_settings(folder)
+    (folder / "config.json").write_text(json.dumps(hub_config(config)), encoding="utf-8")
+    checkpoint.build_tokenizer().save(str(folder / "tokenizer.json"))
+    tensors = {
+        name: t.cpu().contiguous()
+        for name, t in random_model(config, torch.bfloat16).named().items()
+    }
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
 
 def config_4b() -> ModelConfig:

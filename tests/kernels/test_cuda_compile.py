@@ -54,7 +54,8 @@ for dtype, pdl in ((torch.bfloat16, CAPABILITY >= 90), (torch.float32, False)):
                            meta(1024, dtype=dtype), meta(8, 1024, dtype=dtype), 1e-6)
     ops.silu_mul(meta(8, 2 * 9728, dtype=dtype), meta(8, 9728, dtype=dtype))
     ops.draw_rows(meta(8, 151936, dtype=f32), meta(3, 6, dtype=torch.float64),
-                  ops.DrawSpace(8, torch.device("meta")), meta(8, dtype=i32))
+                  meta(8, 64, dtype=f32), ops.DrawSpace(8, torch.device("meta")),
+                  meta(8, dtype=i32))
     ops.qk_norm_rope_store(
         meta(8, 6144, dtype=dtype), meta(128, dtype=dtype), meta(128, dtype=dtype),
         meta(8, 64, dtype=f32), meta(8, 64, dtype=f32), meta(10, 8, 64, 128, dtype=dtype),

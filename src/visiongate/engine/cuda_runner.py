@@ -122,6 +122,7 @@ class CudaRunner(Runner):
             [self._host(max_rows * (5 + self._num_blocks), torch.int32) for _ in range(_IN_FLIGHT)]
         )
         self._draw_space = ops.DrawSpace(max_rows, self.device)
+        self._argmax = ops.ArgmaxSpace(1, self.device)
         self._token_buffers = itertools.cycle(
             [self._host(2 * max_rows, torch.int32) for _ in range(_IN_FLIGHT)]
         )
@@ -230,7 +231,8 @@ class CudaRunner(Runner):
             launched.places[index] = at + row
             if not sequence.sampler.is_plain:
                 random.append(row)
-        self._draw_rows(state.logits, state.drawn, {row: chunks[row] for row in random})
+        where = {row: chunks[row] for row in random}
+        self._draw_rows(state.logits, state.argmax, state.drawn, where)
         return state.drawn[: len(chunks)]
 
     def _fill(
@@ -318,9 +320,10 @@ class CudaRunner(Runner):
             launched.outputs[index] = logits
             return None
         launched.places[index] = at
-        token = logits.argmax(-1).int()
+        token = torch.empty(1, dtype=torch.int32, device=self.device)
+        ops.argmax_rows(logits, self._argmax, token)
         if not sampler.is_plain:
-            self._draw_rows(logits, token, {0: chunk})
+            self._draw_rows(logits, self._argmax, token, {0: chunk})
         return token
 
     def _prompt_state(self, size: int) -> PromptState:
@@ -344,8 +347,10 @@ class CudaRunner(Runner):
 
     # ---- draws
 
-    def _draw_rows(self, logits: Tensor, drawn: Tensor, chunks: dict[int, Chunk]) -> None:
-        """Draws at random for some rows of logits (B, V), into `drawn` (B,)."""
+    def _draw_rows(
+        self, logits: Tensor, argmax: ops.ArgmaxSpace, drawn: Tensor, chunks: dict[int, Chunk]
+    ) -> None:
+        """Draws at random for some rows of logits (B, V), into `drawn` (B,), after the argmax."""
         few: list[tuple[float, ...]] = []
         many: dict[int, Sampler] = {}
         for row, chunk in chunks.items():
@@ -356,7 +361,7 @@ class CudaRunner(Runner):
                 many[row] = sampler
         if few:
             table = self._tensor(np.asarray(few, dtype=np.float64))
-            ops.draw_rows(logits, table, self._draw_space, drawn)
+            ops.draw_rows(logits, table, argmax.best, self._draw_space, drawn)
         if many:
             where = self._tensor(np.asarray(list(many), dtype=np.int64))
             tokens = self._draw_from_all(logits[where], list(many.values()))

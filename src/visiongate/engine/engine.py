@@ -189,6 +189,10 @@ class Engine:
     def warm_up(self) -> None:
         """Answers a tiny text prompt, so that the first request meets warm code."""
         self.runner.warm_up()
+        if self.runner.device.type == "cuda":  # so that no picture waits for memory
+            torch.empty(
+                2 * self.settings.feature_cache_bytes, dtype=torch.uint8, device=self.runner.device
+            )
         tokens = self.tokenizer.encode("Hello")
         positions = np.broadcast_to(np.arange(len(tokens), dtype=np.int32), (3, len(tokens)))
         prompt = Prompt(tokens, positions, rope_delta=0)

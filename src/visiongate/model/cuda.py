@@ -389,7 +389,10 @@ class CudaDecoder:
         state.slots[:T] = batch.slot_mapping
         table = batch.block_tables[0]
         state.table[: len(table)] = table
-        state.span[0], state.span[1] = num_cached, T
+        span = torch.tensor([num_cached, T], dtype=torch.int32)
+        if self.device.type == "cuda":  # or the host would wait for all that is under way
+            span = span.pin_memory()
+        state.span.copy_(span, non_blocking=True)
 
     def compute(self, state: PromptState, pool: KVPool) -> None:
         """All layers over a filled state; writes the pool; what is left is `logits`."""

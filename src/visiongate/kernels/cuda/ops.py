@@ -322,10 +322,14 @@ class DrawSpace:
 _DRAW_SLICES = 128
 
 
-def draw_rows(logits: Tensor, settings: Tensor, space: DrawSpace, out: Tensor) -> None:
+def draw_rows(
+    logits: Tensor, settings: Tensor, maxima: Tensor, space: DrawSpace, out: Tensor
+) -> None:
     """Draws a token in some rows of logits (B, V) float32, by inverting the cumulative sum.
 
     Args:
+        maxima: float32 (B, 64), `best` of the space that `argmax_rows` had for these logits: the
+            k-th largest of them is no larger than the k-th largest logit, which spares most work.
         settings: float64 (R, 6), for each row that draws: the row, temperature, top-k (1 to
             MOST_DRAWN), top-p, min-p, and a random number in [0, 1).
         out: int32 (B,); the rows that draw are written.
@@ -334,7 +338,9 @@ def draw_rows(logits: Tensor, settings: Tensor, space: DrawSpace, out: Tensor) -
     slices = min(_DRAW_SLICES, triton.next_power_of_2(triton.cdiv(V, 2048)))
     per = triton.cdiv(V, slices)
     width = max(MOST_DRAWN, triton.next_power_of_2(per))
-    _draw_slices[(R, slices)](logits, settings, space.best, V, per, width, slices, MOST_DRAWN)
+    _draw_slices[(R, slices)](
+        logits, settings, maxima, space.best, V, per, width, slices, _SLICES, MOST_DRAWN
+    )
     _draw_merge[(R,)](settings, space.best, out, slices * MOST_DRAWN, MOST_DRAWN, num_warps=8)
 
 
@@ -688,33 +694,49 @@ def _argmax_merge(best, where, out, SLICES: tl.constexpr, PDL: tl.constexpr):
 
 
 @triton.jit
-def _largest(keys, K: tl.constexpr):
-    """The K largest of different int64 keys, the largest first."""
+def _largest(keys, count, least, K: tl.constexpr):
+    """The `count` largest of different int64 keys, the largest first; none below `least`."""
     rank = tl.arange(0, K)
-    found = tl.zeros([K], tl.int64)
-    for i in range(K):
-        best = tl.max(keys, 0)
+    found = tl.full([K], -0x7FFFFFFFFFFFFFFF, tl.int64)
+    best = tl.max(keys, 0)
+    i = 0
+    while (i < count) & (best >= least):
         found = tl.where(rank == i, best, found)
         keys = tl.where(keys == best, -0x7FFFFFFFFFFFFFFF, keys)
+        best = tl.max(keys, 0)
+        i += 1
     return found
 
 
 @triton.jit
+def _ordered(x):
+    """Bits of a float32 as an int32 of the same order; its own inverse."""
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
 def _draw_slices(
-    logits, settings, best, V, per, WIDTH: tl.constexpr, SLICES: tl.constexpr, K: tl.constexpr
-):
-    """The K largest of one slice of a row, as (order-preserving bits of the logit, ~token)."""
+    logits, settings, maxima, best, V, per,
+    WIDTH: tl.constexpr, SLICES: tl.constexpr, MAXIMA: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """What one slice of a row has of the row's k largest, as (order of the logit, ~token)."""
     which = tl.program_id(0)
     part = tl.program_id(1)
     row = tl.load(settings + which * 6).to(tl.int64)
+    top_k = tl.load(settings + which * 6 + 2).to(tl.int32)
+    i = tl.arange(0, MAXIMA)
+    most = tl.load(maxima + row * MAXIMA + i)
+    other = tl.load(maxima + row * MAXIMA + i)
+    rank = tl.sum((other[None, :] > most[:, None]).to(tl.int32), 1)
+    least = tl.min(tl.where(rank < top_k, most, float("inf")), 0)
     c = part * per + tl.arange(0, WIDTH)
     inside = (c < V) & (c < (part + 1) * per)
     x = tl.load(logits + row * V + c, mask=inside, other=float("-inf"))
-    bits = x.to(tl.int32, bitcast=True)
-    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    key = bits.to(tl.int64) * 0x100000000 + (0x7FFFFFFF - c).to(tl.int64)
+    keys = _ordered(x).to(tl.int64) * 0x100000000 + (0x7FFFFFFF - c).to(tl.int64)
+    lowest = _ordered(least).to(tl.int64) * 0x100000000
     at = best + (which * SLICES + part) * K + tl.arange(0, K)
-    tl.store(at, _largest(key, K))
+    tl.store(at, _largest(keys, top_k, lowest, K))
 
 
 @triton.jit
@@ -726,9 +748,10 @@ def _draw_merge(settings, best, out, COUNT: tl.constexpr, K: tl.constexpr):
     top_p = tl.load(settings + which * 6 + 3).to(tl.float32)
     min_p = tl.load(settings + which * 6 + 4).to(tl.float32)
     uniform = tl.load(settings + which * 6 + 5)
-    key = _largest(tl.load(best + which * COUNT + tl.arange(0, COUNT)), K)
-    token = 0x7FFFFFFF - (key & 0xFFFFFFFF).to(tl.int32)
-    bits = (key >> 32).to(tl.int32)
+    keys = tl.load(best + which * COUNT + tl.arange(0, COUNT))
+    keys = _largest(keys, top_k, -0x7FFFFFFFFFFFFFFF, K)
+    token = 0x7FFFFFFF - (keys & 0xFFFFFFFF).to(tl.int32)
+    bits = (keys >> 32).to(tl.int32)
     x = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
     rank = tl.arange(0, K)
     x = tl.where(rank < top_k, x / temperature, float("-inf"))
