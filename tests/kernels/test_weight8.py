@@ -216,8 +216,8 @@ class Ptx:
             bits = [table >> (4 * (a >> i & 1) + 2 * (b >> i & 1) + (c >> i & 1)) & 1 for i in W]
             return sum(bit << i for i, bit in enumerate(bits))
         assert name == "fma.rn.bf16x2"
-        a, b, c = (halves(word) for word in given)
-        exact = a.double() * b.double() + c.double()
+        x, y, z = (halves(word).double() for word in given)
+        exact = x * y + z
         rounded = exact.to(torch.bfloat16)
         assert torch.equal(rounded.double(), exact)
         return int.from_bytes(rounded.view(torch.int16).numpy().tobytes(), "little")

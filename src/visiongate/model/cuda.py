@@ -15,18 +15,24 @@ V vocabulary. Matrices are (out features, in features), as in the checkpoint.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visiongate.kernels.cuda import ops, stream
+from visiongate.kernels.cuda import ops, stream, weight8
+from visiongate.kernels.cuda.weight8 import Matrix8
 from visiongate.model.config import ModelConfig, VisionConfig
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
 from visiongate.model.layers import MRotaryEmbedding
 from visiongate.model.vision import Encoding, Grid, position_tables
+
+MatrixT = TypeVar("MatrixT", Tensor, Matrix8)
+Linear = stream.StreamLinear | weight8.Linear8
 
 
 def has_dependent_launch(device: torch.device) -> bool:
@@ -35,17 +41,17 @@ def has_dependent_launch(device: torch.device) -> bool:
 
 
 @dataclass(slots=True, eq=False)
-class DecoderLayer:
-    """One layer's weights."""
+class DecoderLayer(Generic[MatrixT]):
+    """One layer's weights; the matrices are tensors, or held in 8 bits."""
 
     input_norm: Tensor
-    qkv: Tensor
+    qkv: MatrixT
     q_norm: Tensor
     k_norm: Tensor
-    o: Tensor
+    o: MatrixT
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: MatrixT
+    down: MatrixT
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +77,6 @@ class PromptState:
     attended: Tensor
     inner: Tensor
     delta: Tensor
-    has_taps: bool = False
 
 
 class Products:
@@ -80,7 +85,7 @@ class Products:
     Torch's library has no promise about bits: rows may differ between batches in the last one.
     """
 
-    def __init__(self, layer: DecoderLayer) -> None:
+    def __init__(self, layer: DecoderLayer[Tensor]) -> None:
         self.layer = layer
 
     def outputs(self, num_rows: int) -> list[Tensor]:
@@ -112,14 +117,19 @@ class Products:
 
 
 class StreamProducts(Products):
-    """The same through `kernels.cuda.stream`: at the speed of memory, equal bits in any batch."""
+    """The same at the speed of memory, with equal bits in any batch.
 
-    def __init__(self, layer: DecoderLayer) -> None:
+    `linear` makes a layer of a matrix: `stream.StreamLinear`, or `weight8.Linear8` for 8 bits.
+    """
+
+    def __init__(
+        self, layer: DecoderLayer[Any], linear: Callable[[Any, stream.Epilogue], Linear]
+    ) -> None:
         super().__init__(layer)
-        self._qkv = stream.StreamLinear(layer.qkv, "bfloat16")
-        self._o = stream.StreamLinear(layer.o, "partials")
-        self._gate_up = stream.StreamLinear(layer.gate_up, "silu")
-        self._down = stream.StreamLinear(layer.down, "partials")
+        self._qkv = linear(layer.qkv, "bfloat16")
+        self._o = linear(layer.o, "partials")
+        self._gate_up = linear(layer.gate_up, "silu")
+        self._down = linear(layer.down, "partials")
 
     def outputs(self, num_rows: int) -> list[Tensor]:
         """What the products write for `num_rows` rows: qkv, o, gate-up, down."""
@@ -171,55 +181,76 @@ class DecodeState:
 
 
 class CudaDecoder:
-    """The decoder's weights and its two ways of computing."""
+    """The decoder's weights and its two ways of computing.
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    With a `storage` its matrices and the embedding are held in 8 bits; `dtype` is what flows
+    between the products.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        storage: weight8.Storage | None = None,
+    ) -> None:
         text = config.text
         if text.attention_bias:
             raise ValueError("attention biases are not part of the published Qwen3-VL checkpoints")
         self.config = text
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self.storage = dtype, device, storage
         C, inner = text.hidden_size, text.intermediate_size
         D = text.head_dim
         self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads
         qkv = (self.heads + 2 * self.kv_heads) * D
-        self.layers = [
+        self.layers: list[DecoderLayer[Any]] = [  # all Tensor or, with a storage, all Matrix8
             DecoderLayer(
                 input_norm=self._empty(C),
-                qkv=self._empty(qkv, C),
+                qkv=self._matrix(qkv, C),
                 q_norm=self._empty(D),
                 k_norm=self._empty(D),
-                o=self._empty(C, self.heads * D),
+                o=self._matrix(C, self.heads * D),
                 post_norm=self._empty(C),
-                gate_up=self._empty(2 * inner, C),
-                down=self._empty(C, inner),
+                gate_up=self._matrix(2 * inner, C),
+                down=self._matrix(C, inner),
             )
             for _ in range(text.num_hidden_layers)
         ]
         self.norm = self._empty(C)
-        self.embedding = self._empty(text.vocab_size, C)
+        self.embedding = self._matrix(text.vocab_size, C)
         tied = config.tie_word_embeddings
-        self.head = self.embedding if tied else self._empty(text.vocab_size, C)
+        self.head = self.embedding if tied else self._matrix(text.vocab_size, C)
         self.rotary = MRotaryEmbedding(D, text.rope_theta, text.mrope_section).to(device)
         self._cos = self._sin = torch.empty(0, D // 2, device=device)
         self._products: list[Products] = []
         self._streams: list[Products] = []
-        self._stream_head: stream.StreamLinear | None = None
+        self._stream_head: Linear | None = None
         self._max_stream_rows = 0
+        self._wide = self._empty(0)
+        self._rooms: dict[str, Tensor] = {}
 
     def prepare(self, num_positions: int, *, max_stream_rows: int = stream.MAX_TOKENS) -> None:
         """Readies `decode`, once the weights are there, for rotary positions up to a number.
 
         Steps of more than `max_stream_rows` rows use torch's products, which are faster there but
-        give a row other bits than smaller steps do.
+        give a row other bits than smaller steps do. Matrices in 8 bits have one way for all.
         """
         places = torch.arange(num_positions, device=self.device).float()[:, None]
         angles = places * self.rotary.inv_freq
         self._cos, self._sin = angles.cos().contiguous(), angles.sin().contiguous()
+        if isinstance(self.head, Matrix8):
+            linear = functools.partial(weight8.Linear8, dtype=self.dtype)
+            self._max_stream_rows = weight8.MAX_TOKENS
+            self._streams = [StreamProducts(layer, linear) for layer in self.layers]
+            self._stream_head = linear(self.head, "float32")
+            layer = self.layers[0]
+            shapes = (m.shape for m in (layer.qkv, layer.o, layer.gate_up, layer.down))
+            self._wide = self._empty(max(N * K for N, K in shapes))
+            return
         self._products = [Products(layer) for layer in self.layers]
         if self.can_stream:
             self._max_stream_rows = max_stream_rows
-            self._streams = [StreamProducts(layer) for layer in self.layers]
+            self._streams = [StreamProducts(layer, stream.StreamLinear) for layer in self.layers]
             self._stream_head = stream.StreamLinear(self.head, "float32")
 
     def _streams_for(self, num_rows: int) -> bool:
@@ -228,14 +259,14 @@ class CudaDecoder:
     @property
     def can_stream(self) -> bool:
         """Whether the streaming kernels take these weights on this device."""
-        if self.dtype != torch.bfloat16 or self.device.type != "cuda":
+        if self.dtype != torch.bfloat16 or self.device.type != "cuda" or self.storage:
             return False
         layer = self.layers[0]
         weights = (layer.qkv, layer.o, layer.gate_up, layer.down, self.head)
         fits = all(stream.supports(*weight.shape) for weight in weights)
         return fits and stream.is_available(self.device.index or 0)
 
-    def named(self) -> Iterable[tuple[str, Tensor]]:
+    def named(self) -> Iterable[tuple[str, Tensor | Matrix8]]:
         """Every tensor of the checkpoint and where it goes; parts of fused matrices are views."""
         text, root = self.config, "model.language_model."
         q, kv = self.heads * text.head_dim, self.kv_heads * text.head_dim
@@ -298,10 +329,13 @@ class CudaDecoder:
         x, y = state.residual, state.normed
         streams = self._streams_for(len(x))
         pdl = streams and has_dependent_launch(self.device)
-        add_norm = stream.add_norm if streams else ops.add_norm
+        add_norm = stream.add_norm if streams and self._has_stream_norm else ops.add_norm
         all_products = self._streams if streams else self._products
         parts: Tensor | None = None
-        ops.embed_rows(token, state.drawn, source, self.embedding, x)
+        if isinstance(self.embedding, Matrix8):
+            weight8.embed_rows(token, state.drawn, source, self.embedding, x)
+        else:
+            ops.embed_rows(token, state.drawn, source, self.embedding, x)
         for index, (layer, products) in enumerate(zip(self.layers, all_products, strict=True)):
             add_norm(x, parts, layer.input_norm, eps, y)
             products.qkv(y, state.qkv)
@@ -336,21 +370,27 @@ class CudaDecoder:
         ops.argmax_rows(state.logits, state.argmax, state.drawn, pdl=pdl)
 
     def prompt_state(self, num_rows: int, num_blocks: int, num_taps: int) -> PromptState:
-        """Tensors for chunks of up to `num_rows` tokens whose table has `num_blocks` entries."""
+        """Tensors for chunks of up to `num_rows` tokens whose table has `num_blocks` entries.
+
+        The large ones share memory with those of smaller states that are made later: chunks run one
+        after another.
+        """
         text, T = self.config, num_rows
         zeros = functools.partial(torch.zeros, device=self.device)
+        shared = functools.partial(self._shared, torch.float32)
+        typed = functools.partial(self._shared, self.dtype)
         return PromptState(
-            residual=zeros(T, text.hidden_size),
-            taps=zeros(num_taps, T, text.hidden_size),
+            residual=shared("residual", T, text.hidden_size),
+            taps=shared("taps", num_taps, T, text.hidden_size),
             cos=zeros(T, text.head_dim // 2),
             sin=zeros(T, text.head_dim // 2),
             slots=zeros(T, dtype=torch.int64),
             table=zeros(num_blocks, dtype=torch.int32),
             span=zeros(2, dtype=torch.int32),
-            normed=self._empty(T, text.hidden_size),
-            attended=self._empty(T, self.heads * text.head_dim).zero_(),
-            inner=self._empty(T, text.intermediate_size),
-            delta=self._empty(1, T, text.hidden_size),
+            normed=typed("normed", T, text.hidden_size),
+            attended=typed("attended", T, self.heads * text.head_dim),
+            inner=typed("inner", T, text.intermediate_size),
+            delta=typed("delta", 1, T, text.hidden_size),
         )
 
     def fill(self, state: PromptState, batch: ForwardBatch, num_cached: int, scratch: int) -> None:
@@ -359,15 +399,13 @@ class CudaDecoder:
         `num_cached` tokens of the sequence are in the cache already.
         """
         T, half = len(batch.token_ids), self.config.head_dim // 2
-        state.residual[:T] = F.embedding(batch.token_ids, self.embedding)
+        state.residual[:T] = self._embed(batch.token_ids)
         state.residual[T:] = 0
         features = batch.features
         if features is not None:
             assert batch.visual_rows is not None
             state.residual.index_copy_(0, batch.visual_rows, features.embeddings.float())
-        if features is not None or state.has_taps:
-            state.taps.zero_()
-        state.has_taps = features is not None
+        state.taps.zero_()
         if features is not None and batch.visual_rows is not None:
             for tap, rows in zip(state.taps, features.deepstack, strict=True):
                 tap.index_copy_(0, batch.visual_rows, rows.float())
@@ -386,7 +424,7 @@ class CudaDecoder:
         parts: Tensor | None = None
         for index, layer in enumerate(self.layers):
             ops.add_norm(x, parts, layer.input_norm, eps, y)
-            qkv = F.linear(y, layer.qkv)
+            qkv = F.linear(y, self._weight(layer.qkv))
             keys, values = pool.keys[index], pool.values[index]
             ops.qk_norm_rope_store(
                 qkv,
@@ -403,10 +441,10 @@ class CudaDecoder:
                 qkv, keys, values, state.table, state.span, state.attended,
                 block_size=pool.block_size,
             )  # fmt: skip
-            torch.mm(state.attended, layer.o.t(), out=delta[0])
+            torch.mm(state.attended, self._weight(layer.o).t(), out=delta[0])
             ops.add_norm(x, delta, layer.post_norm, eps, y)
-            ops.silu_mul(F.linear(y, layer.gate_up), state.inner)
-            torch.mm(state.inner, layer.down.t(), out=delta[0])
+            ops.silu_mul(F.linear(y, self._weight(layer.gate_up)), state.inner)
+            torch.mm(state.inner, self._weight(layer.down).t(), out=delta[0])
             parts = delta
             if index < len(state.taps):
                 x += state.taps[index]
@@ -422,12 +460,45 @@ class CudaDecoder:
         return logits
 
     def _head(self, x: Tensor, out: Tensor) -> None:
-        if self.dtype == torch.float32:
+        if isinstance(self.head, Matrix8):
+            assert self._stream_head is not None, "`prepare` comes first"
+            self._stream_head(x, out)
+        elif self.dtype == torch.float32:
             torch.mm(x, self.head.t(), out=out)
         elif x.is_cuda:
             torch.mm(x, self.head.t(), out_dtype=torch.float32, out=out)
         else:
             out.copy_(x @ self.head.t())
+
+    @property
+    def _has_stream_norm(self) -> bool:
+        if self.dtype != torch.bfloat16 or self.device.type != "cuda":
+            return False
+        return stream.is_available(self.device.index or 0)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        if isinstance(self.embedding, Matrix8):
+            return self.embedding.lookup(token_ids)
+        return F.embedding(token_ids, self.embedding)
+
+    def _shared(self, dtype: torch.dtype, name: str, *shape: int) -> Tensor:
+        """A tensor in the memory that goes by this name; zeros where that is made or made larger.
+
+        A part that no chunk has written holds finite numbers of others.
+        """
+        size = math.prod(shape)
+        if name not in self._rooms or len(self._rooms[name]) < size:
+            self._rooms[name] = torch.zeros(size, dtype=dtype, device=self.device)
+        return self._rooms[name][:size].view(shape)
+
+    def _weight(self, matrix: Tensor | Matrix8) -> Tensor:
+        """The matrix for a large product; one in 8 bits is valid until the next is asked for."""
+        return matrix.widen(self._wide) if isinstance(matrix, Matrix8) else matrix
+
+    def _matrix(self, N: int, K: int) -> Tensor | Matrix8:
+        if self.storage is None:
+            return self._empty(N, K)
+        return Matrix8.empty(N, K, self.storage, self.device)
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -578,14 +649,24 @@ class CudaVisionTower:
 
 
 class CudaQwen3VL:
-    """Pictures and tokens to logits on one GPU; weights are loaded by `upload.load_on_device`."""
+    """Pictures and tokens to logits on one GPU; weights are loaded by `upload.load_on_device`.
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    A `storage` of 8 bits is for the decoder, nine tenths of the weights; the vision tower stays in
+    `dtype`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        storage: weight8.Storage | None = None,
+    ) -> None:
         self.config = config
         self.dtype, self.device = dtype, device
         self.visual = CudaVisionTower(config.vision, dtype, device)
-        self.decoder = CudaDecoder(config, dtype, device)
+        self.decoder = CudaDecoder(config, dtype, device, storage)
 
-    def named(self) -> dict[str, Tensor]:
+    def named(self) -> dict[str, Tensor | Matrix8]:
         """Every tensor of the checkpoint by name, to be filled in place."""
         return dict((*self.visual.named(), *self.decoder.named()))

@@ -107,9 +107,10 @@ class Matrix8:
         N, K = self.shape
         wide = out.view(-1)[: N * K].view(N, K)
         words = self.values.view(torch.int32)
-        width = min(1024, triton.next_power_of_2(words.shape[1]))
-        _widen[(N, triton.cdiv(words.shape[1], width))](
-            words, self.scale, wide, words.shape[1], K, self.storage == "float8", width
+        width = min(128, triton.next_power_of_2(words.shape[1]))
+        rows = 2048 // width
+        _widen[(triton.cdiv(N, rows), triton.cdiv(words.shape[1], width))](
+            words, self.scale, wide, N, words.shape[1], K, self.storage == "float8", rows, width
         )
         return wide
 
@@ -176,7 +177,8 @@ class Linear8:
         assert out.shape == self.output_shape(B)
         assert x.is_contiguous()
         assert out.is_contiguous()
-        tile = tile or choose_tile(N, B, self.epilogue, self._shared_bytes)
+        room = self._shared_bytes * 2 // x.itemsize  # tiles are counted in bfloat16
+        tile = tile or choose_tile(N, B, self.epilogue, room)
         words = self.matrix.values.view(torch.int32)
         is_silu = self.epilogue == "silu"
         pdl = self.has_dependent_launch
@@ -418,17 +420,21 @@ def _linear8(
 
 
 @triton.jit
-def _widen(words, scale, out, WORDS, K, FLOAT8: tl.constexpr, WIDTH: tl.constexpr):
-    """Program (row, part of it): words to four elements each, times the row's scale."""
-    row = tl.program_id(0).to(tl.int64)
+def _widen(
+    words, scale, out, N, WORDS, K, FLOAT8: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Program (rows, part of them): words to four elements each, times the row's scale."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     i = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    w = tl.load(words + row * WORDS + i, mask=i < WORDS, other=0)
-    s = tl.load(scale + row)
-    k = i // _QUARTER * (4 * _QUARTER) + i % _QUARTER
+    row = n.to(tl.int64)[:, None]
+    there = (n < N)[:, None] & (i < WORDS)[None, :]
+    w = tl.load(words + row * WORDS + i[None, :], mask=there, other=0)
+    s = tl.load(scale + n, mask=n < N, other=0.0)[:, None]
+    k = (i // _QUARTER * (4 * _QUARTER) + i % _QUARTER)[None, :]
     for place in tl.static_range(4):
-        y = (_byte(w, place, FLOAT8) * s).to(out.dtype.element_ty)
         at = k + place * _QUARTER
-        tl.store(out + row * K + at, y, mask=at < K)
+        y = (_byte(w, place, FLOAT8) * s).to(out.dtype.element_ty)
+        tl.store(out + row * K + at, y, mask=there & (at < K))
 
 
 @triton.jit
