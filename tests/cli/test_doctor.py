@@ -20,11 +20,13 @@ from tests.gateway.serving import ROOT, START, Server, serve
 from visiongate.cli.checks import Level, Verdict, machine
 from visiongate.cli.checks.facts import Facts, Gpu, Place, measure, port_owner
 from visiongate.cli.checks.sight import Known, check_sight, draw_all, overlap, read_box
-from visiongate.cli.doctor import judge_details, judge_hashes, judge_health
+from visiongate.cli.doctor import judge_details, judge_hashes, judge_health, machine_checks
 from visiongate.engine.budget import (
+    GPU_PRECISIONS,
     PRECISIONS,
     Budget,
     budget,
+    gpu_budget,
     num_linear_weights,
     num_parameters,
     published,
@@ -214,6 +216,46 @@ def test_memory_that_others_hold_is_a_warning() -> None:
 def test_beside_a_gpu_sixteen_gigabytes_are_advised() -> None:
     found = machine.judge_memory(with_facts(memory_limit_bytes=8 * 10**9), (), "x", is_gpu=True)
     assert found.level == "warning"
+
+
+def judge_card(limit_gb: float, precision: str, max_rows: int = 8) -> Verdict:
+    config = published("Qwen/Qwen3-VL-4B-Instruct")
+    assert config is not None
+    budgets = tuple(
+        gpu_budget(config, each, cache_tokens=65536, max_rows=max_rows) for each in GPU_PRECISIONS
+    )
+    return machine.judge_card(int(limit_gb * 1e9), budgets, precision)
+
+
+def test_eight_gigabytes_of_a_card_hold_the_4b_model_in_8_bits() -> None:
+    """4.0 GB of matrices, 0.8 GB of vision tower, 0.6 GB for the driver, and work beside."""
+    found = judge_card(8, "bfloat16")
+    assert found.level == "failed"
+    assert found.fix == "too small: --precision int8"
+    for precision in ("int8", "float8"):
+        found = judge_card(8, precision)
+        assert found.level == "ok"
+        assert int(found.measured.split("gets ")[1].split()[0]) >= 8192
+    assert len(found.details) == 4
+    assert judge_card(8, "int8", max_rows=64).level == "ok"
+    assert judge_card(6, "int8").fix == "too small: take a smaller model"
+    assert judge_card(80, "bfloat16").measured.endswith("65536 tokens")
+
+
+def test_the_card_s_memory_is_judged_where_there_is_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visiongate.cli.checks.facts.measure", lambda settings: GOOD)
+    chosen = {"preset": "pro", "precision": "int8", "gpu_memory_limit": 8 * 10**9}
+    found = {verdict.name: verdict for verdict in machine_checks(load(chosen, environ={}))}
+    assert found["gpu memory"].level == "ok"
+    assert found["gpu memory"].measured.startswith("8.0 GB")
+    on_cpu = load(chosen | {"device": "cpu"}, environ={})
+    assert "gpu memory" not in {verdict.name for verdict in machine_checks(on_cpu)}
+
+
+def test_float8_without_a_card_is_told() -> None:
+    found = machine.judge_memory(GOOD, budgets_of("Qwen/Qwen3-VL-2B-Instruct"), "float8")
+    assert found.level == "failed"
+    assert "int8" in found.fix
 
 
 def test_facts_of_this_machine_are_measured() -> None:

@@ -27,7 +27,7 @@ pytest.importorskip("triton")
 
 from tests.engine.conftest import WEIGHTS, Desk  # noqa: E402  # after the variable is set
 from tests.pictures import draw_receipt  # noqa: E402
-from visiongate.engine.budget import CONTEXT_BYTES  # noqa: E402
+from visiongate.engine.budget import CONTEXT_BYTES, gpu_budget, published  # noqa: E402
 from visiongate.engine.engine import Engine, load  # noqa: E402
 from visiongate.engine.image import decode  # noqa: E402
 from visiongate.engine.prompt import PromptBuilder  # noqa: E402
@@ -226,6 +226,20 @@ def test_weights_are_quantised_alike_in_pieces_of_any_size(
             assert isinstance(found, torch.Tensor)
             assert isinstance(expected, torch.Tensor)
             assert torch.equal(found, expected), name
+
+
+@pytest.mark.parametrize(
+    ("precision", "storage"), [("bfloat16", None), ("int8", "int8"), ("float8", "float8")]
+)
+def test_the_budget_of_a_card_counts_the_model_s_own_tensors(
+    precision: Precision, storage: Storage | None
+) -> None:
+    config = published("Qwen/Qwen3-VL-4B-Instruct")
+    assert config is not None
+    model = CudaQwen3VL(config, torch.bfloat16, torch.device("meta"), storage)
+    held = sum(target.nbytes for target in model.named().values())
+    need = gpu_budget(config, precision, cache_tokens=0, max_rows=1)
+    assert held == pytest.approx(need.weights_bytes, rel=0.003)  # scales are not counted
 
 
 @cuda

@@ -24,7 +24,9 @@ from visiongate.errors import InvalidCheckpoint, VisionGateError
 if TYPE_CHECKING:
     import httpx
 
+    from visiongate.engine.budget import Budget
     from visiongate.gateway.settings import Settings
+    from visiongate.model.config import ModelConfig
 
 SMALL_WEIGHTS: Final = 500_000_000
 """Weights up to this size are hashed without being asked: it takes a second or two."""
@@ -117,10 +119,14 @@ def machine_checks(settings: Settings, *, hashes: bool = False) -> Iterator[Verd
     yield from machine.judge_machine(facts, settings.preset)
     folder, weights = _find_weights(settings)
     yield weights
-    budgets = _budgets(settings, folder, has_kernels=facts.has_kernels)
-    if budgets:
+    config = _config(settings, folder)
+    if config is not None:
+        budgets = _budgets(settings, config, has_kernels=facts.has_kernels)
         is_gpu = settings.device != "cpu" and bool(facts.gpus)
         yield machine.judge_memory(facts, budgets, settings.precision, is_gpu=is_gpu)
+        if is_gpu:
+            limit = settings.gpu_memory_limit or min(gpu.memory_bytes for gpu in facts.gpus)
+            yield machine.judge_card(limit, _card_budgets(settings, config), settings.precision)
         for place in facts.places:
             download = 0 if folder else budgets[1].weights_bytes + 3 * 10**9
             needed = download if place.name == "cache" else machine.LOG_BYTES
@@ -176,18 +182,22 @@ def _find_weights(settings: Settings) -> tuple[Path | None, Verdict]:
     return found, Verdict("weights", "ok", f"{settings.model} at {found}", needed)
 
 
-def _budgets(settings: Settings, folder: Path | None, *, has_kernels: bool) -> tuple[Any, ...]:
-    """The memory table; empty where neither a folder nor a published name tells the shape."""
-    from visiongate.engine.budget import PRECISIONS, budget, published
-    from visiongate.gateway.launch import wanted_cache_tokens
+def _config(settings: Settings, folder: Path | None) -> ModelConfig | None:
+    """The model's shape; None where neither a folder nor a published name tells it."""
+    from visiongate.engine.budget import published
     from visiongate.model.config import ModelConfig
 
     try:
-        config = ModelConfig.from_pretrained(folder) if folder else published(settings.model)
+        return ModelConfig.from_pretrained(folder) if folder else published(settings.model)
     except InvalidCheckpoint:
-        return ()
-    if config is None:
-        return ()
+        return None
+
+
+def _budgets(settings: Settings, config: ModelConfig, *, has_kernels: bool) -> tuple[Budget, ...]:
+    """The memory table of this machine."""
+    from visiongate.engine.budget import PRECISIONS, budget
+    from visiongate.gateway.launch import wanted_cache_tokens
+
     return tuple(
         budget(
             config,
@@ -197,6 +207,23 @@ def _budgets(settings: Settings, folder: Path | None, *, has_kernels: bool) -> t
             has_kernels=has_kernels,
         )
         for precision in PRECISIONS
+    )
+
+
+def _card_budgets(settings: Settings, config: ModelConfig) -> tuple[Budget, ...]:
+    """The memory table of a card."""
+    from visiongate.engine.budget import GPU_PRECISIONS, gpu_budget
+    from visiongate.gateway.launch import wanted_cache_tokens
+
+    return tuple(
+        gpu_budget(
+            config,
+            precision,
+            cache_tokens=wanted_cache_tokens(settings),
+            max_rows=settings.max_concurrency,
+            image_area=settings.image_area,
+        )
+        for precision in GPU_PRECISIONS
     )
 
 

@@ -150,7 +150,10 @@ def judge_memory(
     measured = f"{where} {_gb(limit)}, {_gb(used)} in use"
     if is_gpu:
         return _judge_host_memory(measured, limit)
-    chosen = next(budget for budget in budgets if budget.precision == precision)
+    chosen = next((budget for budget in budgets if budget.precision == precision), None)
+    if chosen is None:
+        fix = "--precision int8 is as small"
+        return Verdict("memory", "failed", measured, f"a GPU for {precision}", fix)
     tokens = chosen.fitting_cache_tokens(limit)
     needed = f"{_gb(chosen.total_bytes)} for {precision}"
     details = tuple(
@@ -173,6 +176,27 @@ def judge_memory(
         least = min(b.fixed_bytes + b.bytes_per_token * MIN_CACHE_TOKENS for b in budgets)
         fix = f"at least {_gb(least)} (--precision int8), or a smaller model"
     return Verdict("memory", "failed", measured, needed, f"too small: {fix}", details)
+
+
+def judge_card(limit: int, budgets: tuple[Budget, ...], precision: str) -> Verdict:
+    """A card's memory, or what may be used of it, against what each precision needs.
+
+    The worker takes what is left for its cache.
+    """
+    chosen = next(budget for budget in budgets if budget.precision == precision)
+    tokens = min(chosen.cache_tokens, chosen.fitting_cache_tokens(limit))
+    least = chosen.fixed_bytes + chosen.bytes_per_token * MIN_CACHE_TOKENS
+    needed = f"{_gb(least)} for {precision} with a small cache"
+    details = tuple(
+        f"{'fits    ' if budget.fitting_cache_tokens(limit) else 'too much'}  {budget}"
+        for budget in budgets
+    )
+    if tokens:
+        measured = f"{_gb(limit)} of the card: the cache gets {tokens} tokens"
+        return Verdict("gpu memory", "ok", measured, needed, details=details)
+    smaller = next((b.precision for b in budgets if b.fitting_cache_tokens(limit)), None)
+    fix = f"too small: --precision {smaller}" if smaller else "too small: take a smaller model"
+    return Verdict("gpu memory", "failed", f"{_gb(limit)} of the card", needed, fix, details)
 
 
 def judge_place(place: Place, needed_bytes: int) -> Verdict:
