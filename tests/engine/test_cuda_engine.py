@@ -127,6 +127,15 @@ def test_float8_is_refused_on_the_cpu(folder: Path) -> None:
         load(folder, EngineSettings(precision="float8"))
 
 
+@pytest.mark.parametrize("precision", ["int8", "float8"])
+def test_an_old_card_is_named_with_what_it_lacks(
+    folder: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    with pytest.raises(InvalidSettings, match=r"8\.0 or newer; cuda:0 has 7\.5"):
+        load(folder, EngineSettings(device="cuda:0", precision=precision))
+
+
 def test_short_answers_equal_the_cpus(
     make_fused: Callable[..., Desk], make_desk: Callable[..., Desk]
 ) -> None:

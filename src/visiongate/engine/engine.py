@@ -571,9 +571,16 @@ def load(path: str | Path, settings: EngineSettings) -> AnyModel:
         return load_model(path, precision)
     from visiongate.model.upload import load_on_device
 
-    limit_device_memory(settings)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     storage = precision if precision == "int8" or precision == "float8" else None
+    if storage is not None:
+        major, minor = torch.cuda.get_device_capability(settings.device)
+        if major < 8:
+            raise InvalidSettings(
+                f"precision={precision} needs a card of compute capability 8.0 or newer; "
+                f"{settings.device} has {major}.{minor}"
+            )
+    limit_device_memory(settings)
     try:
         return load_on_device(path, dtype, torch.device(settings.device), storage)
     except torch.OutOfMemoryError:
