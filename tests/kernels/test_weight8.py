@@ -23,8 +23,9 @@ from visiongate.kernels.cuda.weight8 import Linear8, Matrix8, Storage, Tile  # n
 
 DEVICE = torch.device("cuda" if IS_CUDA else "cpu")
 DTYPE = torch.bfloat16 if IS_CUDA else torch.float32
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
-"""Float32: another order of additions. Bfloat16: the result's own rounding, 2^-8 at most."""
+TOLERANCE = {torch.float32: 2e-5 if IS_CUDA else 1e-6, torch.bfloat16: 4e-3}
+"""Float32: another order of additions, and on a card tensor cores that cut off what they add.
+Bfloat16: the result's own rounding, 2^-8 at most."""
 
 STORAGES: list[Storage] = ["int8", "float8"]
 EPILOGUES: list[Epilogue] = ["bfloat16", "float32", "partials", "silu"]
@@ -280,7 +281,7 @@ def test_the_published_shapes_on_the_card(
     if epilogue == "silu":
         gate, up = exact.chunk(2, 1)
         exact = F.silu(gate) * up
-    assert error(whole, exact) < TOLERANCE[torch.bfloat16]
+    assert error(whole, exact) < TOLERANCE[linear.empty(1).dtype]
     for B in (1, 2, 8, 16, 17, 32, 33, 48):
         alone = linear(x[7 : 7 + B].contiguous()).view(linear.num_slices, B, -1)
         assert torch.equal(alone, together[:, 7 : 7 + B]), B
