@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu [--out FILE] [section ...]
 
-Needs an NVIDIA GPU. Sections: limits, oracle, decode, engine, peers. The bandwidth limit of a
+Needs an NVIDIA GPU. Sections: attention, decode, parts, profile. The bandwidth limit of a
 decode step is the bytes it must read (text weights with the tied head, keys and values) over the
 bandwidth of a read-only stream, measured in the same run.
 """
@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.gpu_shape import config_4b, random_model
 from visiongate.engine.cuda_runner import PROMPT_BUCKETS, CudaRunner
-from visiongate.kernels.cuda import ops, probe
+from visiongate.kernels.cuda import attention, ops, probe
 from visiongate.model.cuda import CudaQwen3VL, PromptState
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
 from visiongate.model.vision import to_patches
@@ -67,6 +67,7 @@ def make_pool(model: CudaQwen3VL, tokens: int) -> KVPool:
         head_dim=text.head_dim,
         dtype=torch.bfloat16,
         device="cuda",
+        heads_first=True,
     )
     pool.keys.normal_()
     pool.values.normal_()
@@ -88,11 +89,11 @@ def step_bytes(model: CudaQwen3VL, contexts: list[int]) -> int:
 def decode(results: Results, model: CudaQwen3VL) -> None:
     """Graph replays alone, ragged contexts around 1120: what the engine's steps can reach."""
     pool = make_pool(model, 64 * 1280)
-    for rows, exact in ((1, True), (8, True), (32, True), (64, True), (32, False), (64, False)):
-        runner = CudaRunner(model, pool, max_rows=64, max_context=4096, batch_invariant=exact)
+    runner = CudaRunner(model, pool, max_rows=64, max_context=4096)
+    for rows in (1, 8, 32, 64):
         state = runner._state(rows)
         contexts = [CONTEXT + 64 + (37 * row) % 129 - 64 for row in range(rows)]
-        parts = [-(-context // 128) for context in contexts]
+        parts = [ops.num_parts(context) for context in contexts]
         columns = [
             [5 + row for row in range(rows)],
             [-1] * rows,
@@ -106,60 +107,57 @@ def decode(results: Results, model: CudaQwen3VL) -> None:
         graph = runner._graphs[rows]
         spent = milliseconds(lambda graph=graph: [graph.replay() for _ in range(20)]) / 20  # type: ignore[misc]
         limit = step_bytes(model, contexts) / results["read_tb_s"] / 1e9
-        results[f"decode_{rows}{'' if exact else '_fast'}"] = {
+        results[f"decode_{rows}"] = {
             "ms": spent,
             "limit_ms": limit,
             "share": limit / spent,
         }
 
 
-def tune(results: Results, model: CudaQwen3VL) -> None:
-    """Attention of a decode step, all layers, for sizes of its parts; sets the best for B = 64."""
+def attention_layers(results: Results, model: CudaQwen3VL) -> None:
+    """Attention of a decode step, microseconds a layer, contexts around 1120: C++ and Triton's."""
     text = model.config.text
     pool = make_pool(model, 64 * 1280)
     device = model.device
     cos = sin = torch.zeros(4096, text.head_dim // 2, device=device)
     heads, kv_heads, head = text.num_attention_heads, text.num_key_value_heads, text.head_dim
-    for part, stages in ((128, 2), (256, 3), (512, 3)):
-        ops.PART, ops.STAGES = part, stages
-        for rows in (1, 8, 64):
-            qkv = torch.randn(rows, (heads + 2 * kv_heads) * head, device=device).bfloat16()
-            out = torch.empty(rows, heads * head, device=device, dtype=torch.bfloat16)
-            count = ops.num_parts(1281)
-            space = ops.AttentionSpace(rows, rows * count, heads, kv_heads, head, device)
-            ints = functools.partial(torch.tensor, dtype=torch.int32, device=device)
-            places = ints([1119 + row % 3 for row in range(rows)])
-            first = ints([row * count for row in range(rows)])
-            tables = torch.arange(rows * 20, device=device, dtype=torch.int32).view(rows, 20)
-
-            def attend(
-                qkv: torch.Tensor = qkv,
-                places: torch.Tensor = places,
-                first: torch.Tensor = first,
-                tables: torch.Tensor = tables,
-                space: ops.AttentionSpace = space,
-                out: torch.Tensor = out,
-            ) -> None:
-                for index, layer in enumerate(model.decoder.layers):
-                    ops.decode_attention(
-                        qkv, layer.q_norm, layer.k_norm, cos, sin, pool.keys[index],
-                        pool.values[index], places, places, first, tables, space, out,
-                        block_size=BLOCK, eps=1e-6, pdl=True,
-                    )  # fmt: skip
-
+    ints = functools.partial(torch.tensor, dtype=torch.int32, device=device)
+    for rows in (1, 8, 32, 64):
+        qkv = torch.randn(rows, (heads + 2 * kv_heads) * head, device=device).bfloat16()
+        out = torch.empty(rows, heads * head, device=device, dtype=torch.bfloat16)
+        contexts = [1120 + row % 3 for row in range(rows)]
+        counts = [ops.num_parts(context) for context in contexts]
+        space = ops.AttentionSpace(rows, sum(counts), heads, kv_heads, head, device)
+        places = ints(contexts) - 1
+        first = ints([sum(counts[:row]) for row in range(rows)])
+        tables = torch.arange(rows * 20, device=device, dtype=torch.int32).view(rows, 20)
+        num_bytes = 4 * kv_heads * head * int(places.sum())
+        results[f"attention_{rows}_limit_us"] = num_bytes / results["read_tb_s"] / 1e6
+        kernels: dict[str, Callable[..., None]] = {
+            "": attention.decode_attention,
+            "_triton": functools.partial(ops.decode_attention, pdl=True),
+        }
+        shared = (places, places, first, tables, space, out)
+        for name, kernel in kernels.items():
+            attend = functools.partial(attend_layers, kernel, model, pool, qkv, cos, sin, *shared)
             attend()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 attend()
             per_layer = milliseconds(graph.replay) * 1e3 / len(model.decoder.layers)
-            results[f"attention_{part}_{stages}_{rows}_us"] = per_layer
-    ops.PART, ops.STAGES = min(
-        ((128, 2), (256, 3), (512, 3)),
-        key=lambda c: (
-            4 * results[f"attention_{c[0]}_{c[1]}_1_us"] + results[f"attention_{c[0]}_{c[1]}_64_us"]
-        ),
-    )
-    results["part"] = ops.PART
+            results[f"attention_{rows}{name}_us"] = per_layer
+
+
+def attend_layers(
+    kernel: Callable[..., None], model: CudaQwen3VL, pool: KVPool, qkv: torch.Tensor,
+    cos: torch.Tensor, sin: torch.Tensor, *shared: Any,
+) -> None:  # fmt: skip
+    """One step's attention in every layer."""
+    for index, layer in enumerate(model.decoder.layers):
+        kernel(
+            qkv, layer.q_norm, layer.k_norm, cos, sin, pool.keys[index], pool.values[index],
+            *shared, eps=1e-6,
+        )  # fmt: skip
 
 
 def parts(results: Results, model: CudaQwen3VL) -> None:
@@ -202,7 +200,7 @@ def parts(results: Results, model: CudaQwen3VL) -> None:
         runner = CudaRunner(model, pool, max_rows=64, max_context=4096)
         state64 = runner._state(64)
         state64.inputs[2:4] = CONTEXT
-        state64.inputs[4] = torch.arange(64, device="cuda") * 10
+        state64.inputs[4] = torch.arange(64, device="cuda") * ops.num_parts(CONTEXT + 1)
         state64.tables[:, :20] = torch.arange(64 * 20, device="cuda").view(64, 20)
         profile("decode 64", functools.partial(model.decoder.decode, state64, pool))
 
@@ -274,7 +272,7 @@ def main() -> None:
     }
     limits(results)
     model = random_model(config_4b(), torch.bfloat16)
-    sections = {"tune": tune, "decode": decode, "parts": parts}
+    sections = {"attention": attention_layers, "decode": decode, "parts": parts}
     for name in options.sections:
         if name in sections:
             sections[name](results, model)

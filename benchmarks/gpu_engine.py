@@ -34,7 +34,6 @@ class Bench:
         self,
         *,
         is_dry: bool,
-        batch_invariant: bool = True,
         precision: Precision = "bfloat16",
         device_memory_bytes: int = 0,
     ) -> None:
@@ -52,7 +51,6 @@ class Bench:
                 precision="float32" if is_dry else precision,
                 device="cpu" if is_dry else "cuda:0",
                 max_num_seqs=4 if is_dry else 64,
-                batch_invariant=batch_invariant,
                 cache_tokens=2048 if is_dry else 131072,
                 device_memory_bytes=device_memory_bytes,
             )
@@ -399,10 +397,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--dry", action="store_true")
-    parser.add_argument("--fast", action="store_true", help="without equal bits in any batch")
     parser.add_argument("--precision", default="bfloat16", choices=["bfloat16", "int8", "float8"])
     parser.add_argument("--memory", type=float, default=0, help="GB of the card to use, 0 for all")
-    parser.add_argument("--part", type=int, help="positions of an attention part")
     parser.add_argument("sections", nargs="*", default=list(SECTIONS))
     options = parser.parse_args()
     if options.dry:
@@ -414,17 +410,12 @@ def main() -> None:
     if not options.dry:
         results["device"] = torch.cuda.get_device_name()
         gpu.limits(results)
-    if options.part:
-        from visiongate.kernels.cuda import ops
-
-        ops.PART, ops.STAGES = options.part, 2 if options.part == 128 else 3
     bench = Bench(
         is_dry=options.dry,
-        batch_invariant=not options.fast,
         precision=options.precision,
         device_memory_bytes=int(options.memory * 1e9),
     )
-    results |= {"batch_invariant": not options.fast, "precision": options.precision}
+    results["precision"] = options.precision
     for name in options.sections:
         begin = time.perf_counter()
         try:

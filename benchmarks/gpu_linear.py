@@ -19,13 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from visiongate.kernels.cuda.stream import (
-    Epilogue,
-    Kernel,
-    StreamLinear,
-    add_norm,
-    load_kernel,
-)
+from visiongate.kernels.cuda.nvrtc import Kernel, load_kernel
+from visiongate.kernels.cuda.stream import Epilogue, StreamLinear, add_norm
 
 HIDDEN, QKV, ATTENTION, INNER, VOCABULARY = 2560, 6144, 4096, 9728, 151936
 SHAPES: dict[str, tuple[int, int, Epilogue]] = {

@@ -20,7 +20,8 @@ from visiongate.kernels.cuda import ops, weight8
 
 CAPABILITY = int(sys.argv[1])
 SHARED_BYTES = {80: 164 << 10, 89: 100 << 10, 90: 228 << 10}[CAPABILITY]  # of a multiprocessor
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
+         torch.float64: "*fp64"}
 compiled = set()
 
 def compile_instead(self, *args, grid, warmup, **options):
@@ -57,23 +58,25 @@ for dtype, pdl in ((torch.bfloat16, CAPABILITY >= 90), (torch.float32, False)):
         ops.add_layer_norm(meta(8, 1024, dtype=dtype), delta, meta(1024, dtype=dtype),
                            meta(1024, dtype=dtype), meta(8, 1024, dtype=dtype), 1e-6)
     ops.silu_mul(meta(8, 2 * 9728, dtype=dtype), meta(8, 9728, dtype=dtype))
+    ops.draw_rows(meta(8, 151936, dtype=f32), meta(3, 6, dtype=torch.float64),
+                  ops.DrawSpace(8, torch.device("meta")), meta(8, dtype=i32))
     ops.qk_norm_rope_store(
         meta(8, 6144, dtype=dtype), meta(128, dtype=dtype), meta(128, dtype=dtype),
-        meta(8, 64, dtype=f32), meta(8, 64, dtype=f32), meta(640, 8, 128, dtype=dtype),
-        meta(640, 8, 128, dtype=dtype), meta(8, dtype=torch.int64), 1e-6)
+        meta(8, 64, dtype=f32), meta(8, 64, dtype=f32), meta(10, 8, 64, 128, dtype=dtype),
+        meta(10, 8, 64, 128, dtype=dtype), meta(8, dtype=torch.int64), 1e-6)
     ops.rotate_vision(
         meta(8, 3, 16, 64, dtype=dtype), meta(8, 32, dtype=f32), meta(8, 32, dtype=f32), 16)
     space = ops.AttentionSpace(8, 100, 32, 8, 128, torch.device("meta"))
     ints = [meta(8, dtype=i32) for _ in range(3)]
     ops.decode_attention(
         meta(8, 6144, dtype=dtype), meta(128, dtype=dtype), meta(128, dtype=dtype),
-        meta(4096, 64, dtype=f32), meta(4096, 64, dtype=f32), meta(640, 8, 128, dtype=dtype),
-        meta(640, 8, 128, dtype=dtype), *ints, meta(8, 20, dtype=i32), space,
-        meta(8, 4096, dtype=dtype), block_size=64, eps=1e-6, pdl=pdl)
+        meta(4096, 64, dtype=f32), meta(4096, 64, dtype=f32), meta(10, 8, 64, 128, dtype=dtype),
+        meta(10, 8, 64, 128, dtype=dtype), *ints, meta(8, 20, dtype=i32), space,
+        meta(8, 4096, dtype=dtype), eps=1e-6, pdl=pdl)
     ops.prompt_attention(
-        meta(256, 6144, dtype=dtype), meta(640, 8, 128, dtype=dtype),
-        meta(640, 8, 128, dtype=dtype), meta(20, dtype=i32),
-        meta(2, dtype=i32), meta(256, 4096, dtype=dtype), block_size=64)
+        meta(256, 6144, dtype=dtype), meta(10, 8, 64, 128, dtype=dtype),
+        meta(10, 8, 64, 128, dtype=dtype), meta(20, dtype=i32),
+        meta(2, dtype=i32), meta(256, 4096, dtype=dtype))
     argmax = ops.ArgmaxSpace(8, torch.device("meta"))
     ops.argmax_rows(meta(8, 151936, dtype=f32), argmax, meta(8, dtype=i32), pdl=pdl)
 """
@@ -110,7 +113,7 @@ def compiled(work: str, capability: int) -> list[str]:
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_kernel_compiles(capability: int) -> None:
-    assert len(compiled(OPS, capability)) == 10
+    assert len(compiled(OPS, capability)) == 12
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90])

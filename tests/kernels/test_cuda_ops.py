@@ -2,126 +2,30 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-IS_CUDA = torch.cuda.is_available()
-if not IS_CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 
 pytest.importorskip("triton")
 
-from visiongate.kernels.cuda import ops  # noqa: E402  # after the variable is set
-from visiongate.model.attention import causal_attention  # noqa: E402
-
-DEVICE = torch.device("cuda" if IS_CUDA else "cpu")
-DTYPES = [torch.float32, torch.bfloat16] if IS_CUDA else [torch.float32]
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
-EPS = 1e-6
-
-
-def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out.double() - expected.double()).norm() / expected.double().norm())
-
-
-def turn(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RMS norm per head and rotation, in float32."""
-    x = x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + EPS) * weight.float()
-    left, right = x.chunk(2, -1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), -1)
-
-
-def rope_tables(num: int, head: int) -> tuple[Tensor, Tensor]:
-    angles = torch.arange(num)[:, None] / 10000 ** (torch.arange(0, head, 2) / head)
-    return angles.cos().to(DEVICE), angles.sin().to(DEVICE)
-
-
-class Paged:
-    """Random caches, tables and inputs for rows with the given contexts."""
-
-    def __init__(
-        self,
-        contexts: list[int],
-        heads: int,
-        kv_heads: int,
-        head: int,
-        block: int,
-        dtype: torch.dtype,
-    ) -> None:
-        self.contexts, self.heads, self.kv_heads, self.head = contexts, heads, kv_heads, head
-        self.block = block
-        counts = [-(-context // block) for context in contexts]
-        order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1))
-        self.tables = torch.zeros(len(contexts), max(counts), dtype=torch.int32)
-        for row, count in enumerate(counts):
-            begin = sum(counts[:row])
-            self.tables[row, :count] = order[begin : begin + count]
-        self.tables = self.tables.to(DEVICE)
-        self.keys = randn(sum(counts) * block, kv_heads, head, dtype=dtype)
-        self.values = randn(sum(counts) * block, kv_heads, head, dtype=dtype, seed=1)
-        self.qkv = randn(len(contexts), (heads + 2 * kv_heads) * head, dtype=dtype, seed=2)
-        self.q_weight = randn(head, dtype=dtype, seed=3) + 1
-        self.k_weight = randn(head, dtype=dtype, seed=4) + 1
-        self.cos, self.sin = rope_tables(max(contexts), head)
-        self.rope = [max(0, context - 7) for context in contexts]
-
-    def rows(self, which: list[int]) -> Tensor:
-        """`decode_attention` of some of the rows, in that order."""
-        counts = [ops.num_parts(self.contexts[row]) for row in which]
-        first = [sum(counts[:index]) for index in range(len(counts))]
-        space = ops.AttentionSpace(
-            len(which), sum(counts), self.heads, self.kv_heads, self.head, DEVICE
-        )
-        out = torch.full((len(which), self.heads * self.head), torch.nan, device=DEVICE)
-        out = out.to(self.keys.dtype)
-
-        def ints(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int32, device=DEVICE)
-
-        ops.decode_attention(
-            self.qkv[which],
-            self.q_weight,
-            self.k_weight,
-            self.cos,
-            self.sin,
-            self.keys,
-            self.values,
-            ints([self.contexts[row] - 1 for row in which]),
-            ints([self.rope[row] for row in which]),
-            ints(first),
-            self.tables[which],
-            space,
-            out,
-            block_size=self.block,
-            eps=EPS,
-        )
-        assert not space.arrived.any()
-        return out
-
-    def expected(self, row: int) -> Tensor:
-        """The same row in float32 torch; reads the cache as `rows` left it."""
-        context, block = self.contexts[row], self.block
-        x = self.qkv[row].float().view(-1, self.head)
-        cos, sin = self.cos[self.rope[row]], self.sin[self.rope[row]]
-        q = turn(x[: self.heads], self.q_weight, cos, sin)
-        places = torch.arange(context, device=DEVICE)
-        slots = self.tables[row].long()[places // block] * block + places % block
-        k, v = self.keys[slots].float(), self.values[slots].float()
-        new = turn(x[self.heads : self.heads + self.kv_heads], self.k_weight, cos, sin)
-        assert error(k[-1], new) < TOLERANCE[self.keys.dtype]
-        assert torch.equal(v[-1], x[self.heads + self.kv_heads :])
-        group = self.heads // self.kv_heads
-        k, v = (t.transpose(0, 1).repeat_interleave(group, 0) for t in (k, v))
-        return F.scaled_dot_product_attention(q[:, None], k, v).reshape(-1)
+from tests.kernels.paged import (  # where Triton is
+    DEVICE,
+    DTYPES,
+    EPS,
+    IS_CUDA,
+    TOLERANCE,
+    Paged,
+    error,
+    randn,
+    rope_tables,
+    turn,
+)
+from visiongate.engine.sampler import Sampler
+from visiongate.engine.types import SamplingParams
+from visiongate.kernels.cuda import ops
+from visiongate.model.attention import causal_attention
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -163,15 +67,12 @@ def test_prompt_attention(dtype: torch.dtype, start: int, count: int, room: int)
     qkv = randn(room, (heads + 2 * kv_heads) * head, dtype=dtype)
     out = torch.full((room, heads * head), torch.nan, device=DEVICE, dtype=dtype)
     span = torch.tensor([start, count], dtype=torch.int32, device=DEVICE)
-    ops.prompt_attention(
-        qkv, paged.keys, paged.values, paged.tables[0], span, out, block_size=block
-    )
+    ops.prompt_attention(qkv, paged.keys, paged.values, paged.tables[0], span, out)
     places = torch.arange(start + count, device=DEVICE)
-    slots = paged.tables[0].long()[places // block] * block + places % block
+    blocks = paged.tables[0].long()[places // block]
+    k, v = (cache[blocks, :, places % block].float() for cache in (paged.keys, paged.values))
     q = qkv[:count].view(count, -1, head)[:, :heads].float()
-    expected = causal_attention(
-        q, paged.keys[slots].float(), paged.values[slots].float(), scale=head**-0.5
-    )
+    expected = causal_attention(q, k, v, scale=head**-0.5)
     assert error(out[:count], expected.reshape(count, -1)) < TOLERANCE[dtype]
     assert out[count:].isnan().all()
 
@@ -218,18 +119,21 @@ def test_qk_norm_rope_store(dtype: torch.dtype, heads: int, kv_heads: int, head:
     before = qkv.clone().view(T, -1, head)
     weights = randn(head, dtype=dtype, seed=1), randn(head, dtype=dtype, seed=2)
     cos, sin = rope_tables(T, head)
-    keys = torch.full((40, kv_heads, head), torch.nan, device=DEVICE, dtype=dtype)
+    blocks, block = 5, 8
+    shape = (blocks, kv_heads, block, head)
+    keys = torch.full(shape, torch.nan, device=DEVICE, dtype=dtype)
     values = keys.clone()
     slots = torch.tensor([7, 3, 39, 0, 21], device=DEVICE)
     ops.qk_norm_rope_store(qkv, *weights, cos, sin, keys, values, slots, EPS)
+    assert int(keys[:, 0, :, 0].isnan().sum()) == blocks * block - T
+    keys, values = (cache[slots // block, :, slots % block] for cache in (keys, values))
     after = qkv.view(T, -1, head)
     q = turn(before[:, :heads], weights[0], cos[:, None], sin[:, None])
     k = turn(before[:, heads : heads + kv_heads], weights[1], cos[:, None], sin[:, None])
     assert error(after[:, :heads], q) < TOLERANCE[dtype]
-    assert error(keys[slots], k) < TOLERANCE[dtype]
-    assert torch.equal(after[:, heads : heads + kv_heads], keys[slots])
-    assert torch.equal(values[slots], before[:, heads + kv_heads :])
-    assert int(keys[:, 0, 0].isnan().sum()) == 35
+    assert error(keys, k) < TOLERANCE[dtype]
+    assert torch.equal(after[:, heads : heads + kv_heads], keys)
+    assert torch.equal(values, before[:, heads + kv_heads :])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -265,3 +169,35 @@ def test_embed_rows_reads_host_or_drawn_tokens() -> None:
     out = torch.full((3, 320), torch.nan, device=DEVICE)
     ops.embed_rows(tokens, drawn, source, table, out)
     assert torch.equal(out, table[[4, 13, 11]])
+
+
+@pytest.mark.parametrize("vocabulary", [3968, 151_936])
+def test_draw_rows(vocabulary: int) -> None:
+    """Each row by its own settings, as the sampler of the host draws; other rows are left alone."""
+    if vocabulary > 4000 and not IS_CUDA:
+        pytest.skip("minutes in the interpreter")
+    params = [
+        SamplingParams(temperature=1.0, top_k=1),
+        SamplingParams(temperature=0.7, top_k=20, top_p=0.8),
+        SamplingParams(temperature=1.5, top_k=32),
+        SamplingParams(temperature=1.0, top_k=7, min_p=0.3),
+        SamplingParams(temperature=0.3, top_k=32, top_p=0.99, min_p=0.01),
+        SamplingParams(temperature=1.0, top_k=5, top_p=0.0),
+    ]
+    logits = randn(len(params) + 2, vocabulary) * 4
+    logits[3, [9, 30, 3900]] = 17.0  # equal ones
+    space = ops.DrawSpace(len(params), DEVICE)
+    seen: set[int] = set()
+    for seed in range(40 if IS_CUDA else 6):
+        out = torch.full((len(logits),), -1, dtype=torch.int32, device=DEVICE)
+        samplers = [Sampler(dataclasses.replace(p, seed=seed), [], None) for p in params]
+        table = [
+            (row + 1, p.temperature, p.top_k, p.top_p, p.min_p, sampler.uniform())
+            for row, (p, sampler) in enumerate(zip(params, samplers, strict=True))
+        ]
+        ops.draw_rows(logits, torch.tensor(table, dtype=torch.float64, device=DEVICE), space, out)
+        twins = [Sampler(dataclasses.replace(p, seed=seed), [], None) for p in params]
+        expected = [twin.draw(logits[row + 1].cpu()) for row, twin in enumerate(twins)]
+        assert out.tolist() == [-1, *expected, -1]
+        seen |= {expected[2]}
+    assert len(seen) > 2  # it does draw

@@ -34,11 +34,8 @@ from visiongate.model.inputs import KVPool
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64)
 """Rows that a graph is captured for; a step uses the smallest that holds its rows."""
 
-PROMPT_BUCKETS = (32, 64, 128, 192, 256, 320, 384, 448, 512, 576, 640)
+PROMPT_BUCKETS = tuple(range(32, 641, 32))
 """Tokens of a prompt's chunk that a graph is captured for."""
-
-FASTER_STREAM_ROWS = 32
-"""Up to here the streaming products are faster than torch's, beyond it torch's are."""
 
 MAX_ROWS = 64
 """Rows of one graph; a step with more takes several."""
@@ -64,6 +61,11 @@ class LaunchedOnDevice(Launched):
     _tokens: Tensor | None = None
     _started: torch.cuda.Event | None = None
     _done: torch.cuda.Event | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the device has come to the end of it."""
+        return self._done is None or self._done.query()
 
     def wait(self) -> list[Output]:
         """Waits for the device; then each chunk's token, logits (1, V), or None."""
@@ -95,21 +97,23 @@ class CudaRunner(Runner):
         *,
         max_rows: int,
         max_context: int,
-        batch_invariant: bool = True,
     ) -> None:
         super().__init__(pool)
         self.model = model
         self.max_context = max_context
-        self.scratch_block = pool.keys.shape[1] // pool.block_size - 1
+        self.scratch_block = pool.num_blocks - 1
         largest = min(max_rows, MAX_ROWS)
         self.buckets = [*(size for size in BUCKETS if size < largest), largest]
         self.is_cuda = self.device.type == "cuda"
         self._num_blocks = -(-max_context // pool.block_size)
         self._drawn = torch.zeros(max_rows, dtype=torch.int32, device=self.device)
-        num_parts = 2 * ops.num_parts(pool.keys.shape[1]) + 8 * max_rows
-        self._space = model.decoder.attention_space(max_rows, num_parts)
+        num_parts = 2 * ops.num_parts(pool.num_blocks * pool.block_size) + 8 * max_rows
+        # Rows that fill a graph up have a part each.
+        self._room = num_parts
+        self._space = model.decoder.attention_space(max_rows, num_parts + MAX_ROWS)
         self._states: dict[int, DecodeState] = {}
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._largest_prompt: PromptState | None = None
         self._prompt_states: dict[int, PromptState] = {}
         self._prompt_graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._graph_memory: Any = None
@@ -117,11 +121,11 @@ class CudaRunner(Runner):
         self._stages = itertools.cycle(
             [self._host(max_rows * (5 + self._num_blocks), torch.int32) for _ in range(_IN_FLIGHT)]
         )
+        self._draw_space = ops.DrawSpace(max_rows, self.device)
         self._token_buffers = itertools.cycle(
             [self._host(2 * max_rows, torch.int32) for _ in range(_IN_FLIGHT)]
         )
-        max_stream_rows = MAX_ROWS if batch_invariant else FASTER_STREAM_ROWS
-        model.decoder.prepare(max_context, max_stream_rows=max_stream_rows)
+        model.decoder.prepare(max_context)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -131,9 +135,11 @@ class CudaRunner(Runner):
         tower, vision = self.model.visual, self.model.config.vision
         side = 1024 // vision.patch_size
         width = vision.in_channels * vision.patch_size**2
-        encoding = tower.begin(torch.zeros(side * side, width, device=self.device), [(side, side)])
-        tower.advance(encoding, tower.num_stages)
-        tower.finish(encoding)
+        black = torch.zeros(side * side, width, device=self.device)
+        for _ in range(2):  # the second captures
+            encoding = tower.begin(black, [(side, side)])
+            tower.advance(encoding, tower.num_stages)
+            tower.finish(encoding)
         for size in reversed(PROMPT_BUCKETS):
             self._prompt_state(size)
         for size in reversed(self.buckets):
@@ -145,39 +151,59 @@ class CudaRunner(Runner):
 
         With `after`, a chunk may stand for the token that `after` is about to draw.
         """
-        launched = LaunchedOnDevice(list(chunks), [None] * len(chunks))
-        if self.is_cuda:
-            launched._started = torch.cuda.Event(enable_timing=True)
-            launched._started.record()
-        decoding = [index for index, chunk in enumerate(chunks) if _is_decode(chunk)]
-        prompts = [index for index, chunk in enumerate(chunks) if not _is_decode(chunk)]
-        tokens: list[Tensor] = []
         assert after is None or isinstance(after, LaunchedOnDevice)
-        for group in self._groups(chunks, decoding):
+        decoding = [chunk for chunk in chunks if _is_decode(chunk)]
+        prompts = [chunk for chunk in chunks if not _is_decode(chunk)]
+        launched = self._launch_answers(decoding, after.rows if after else {}) if decoding else None
+        rest = self._launch_prompts(prompts) if prompts else None
+        if launched is None:
+            assert rest is not None
+            return rest
+        launched.rest = rest
+        launched.can_follow &= rest is None
+        return launched
+
+    def _launch_answers(
+        self, chunks: list[Chunk], sources: dict[Sequence, int]
+    ) -> LaunchedOnDevice:
+        launched = self._begin(chunks)
+        tokens: list[Tensor] = []
+        for group in self._groups(chunks):
             at = sum(map(len, tokens))
-            tokens.append(self._decode(launched, group, after.rows if after else {}, at).clone())
-        for index in prompts:
-            token = self._prompt(launched, index, at=sum(map(len, tokens)))
+            tokens.append(self._decode(launched, group, sources, at).clone())
+        self._fetch(launched, tokens)
+        launched.can_follow = len(tokens) == 1 and len(launched.places) == len(chunks)
+        return launched
+
+    def _launch_prompts(self, chunks: list[Chunk]) -> LaunchedOnDevice:
+        launched = self._begin(chunks)
+        tokens: list[Tensor] = []
+        for index in range(len(chunks)):
+            token = self._prompt(launched, index, at=len(tokens))
             if token is not None:
                 tokens.append(token)
         self._fetch(launched, tokens)
         launched.draws = any(chunk.draws for chunk in chunks)
-        launched.can_follow = len(tokens) == 1 and len(launched.places) == len(decoding) == len(
-            chunks
-        )
+        return launched
+
+    def _begin(self, chunks: list[Chunk]) -> LaunchedOnDevice:
+        launched = LaunchedOnDevice(chunks, [None] * len(chunks))
+        if self.is_cuda:
+            launched._started = torch.cuda.Event(enable_timing=True)
+            launched._started.record()
         return launched
 
     # ---- answers
 
-    def _groups(self, chunks: Seq[Chunk], decoding: list[int]) -> list[list[int]]:
+    def _groups(self, chunks: Seq[Chunk]) -> list[list[int]]:
         """The chunks to decode, in groups whose attention fits the work space: mostly one."""
         groups: list[list[int]] = []
         room = 0
-        for index in decoding:
+        for index in range(len(chunks)):
             need = ops.num_parts(chunks[index].start + 1)
             if need > room or len(groups[-1]) == MAX_ROWS:
                 groups.append([])
-                room = self._space.num_parts
+                room = self._room
             groups[-1].append(index)
             room -= need
         return groups
@@ -204,11 +230,7 @@ class CudaRunner(Runner):
             launched.places[index] = at + row
             if not sequence.sampler.is_plain:
                 random.append(row)
-        if random:
-            samplers = [chunks[row].sequence.sampler for row in random]
-            where = self._tensor(np.asarray(random, dtype=np.int64))
-            drawn = self._draw(state.logits[where], samplers)
-            state.drawn.index_copy_(0, where, drawn)
+        self._draw_rows(state.logits, state.drawn, {row: chunks[row] for row in random})
         return state.drawn[: len(chunks)]
 
     def _fill(
@@ -235,6 +257,7 @@ class CudaRunner(Runner):
             inputs[2, row] = place
             inputs[3, row] = _rope_place(sequence, place)
             tables[row, : len(sequence.block_table)] = sequence.block_table
+        inputs[4, len(chunks) :] = np.arange(part, part + size - len(chunks))
         state.inputs.copy_(stage[: 5 * size].view(5, size), non_blocking=True)
         last = self._last_tables.get(size)
         if last is None or not np.array_equal(last, tables):
@@ -295,18 +318,22 @@ class CudaRunner(Runner):
             launched.outputs[index] = logits
             return None
         launched.places[index] = at
-        if sampler.is_plain:
-            return logits.argmax(-1).int()
-        return self._draw(logits, [sampler])
+        token = logits.argmax(-1).int()
+        if not sampler.is_plain:
+            self._draw_rows(logits, token, {0: chunk})
+        return token
 
     def _prompt_state(self, size: int) -> PromptState:
         """The tensors for chunks of up to `size` tokens and their graph, made on first use."""
         if size not in self._prompt_states:
             decoder = self.model.decoder
             num_taps = len(self.model.config.vision.deepstack_visual_indexes)
-            state = decoder.prompt_state(size, self._num_blocks, num_taps)
-            state.slots.fill_(self.scratch_block * self.pool.block_size)
-            state.table.fill_(self.scratch_block)
+            if self._largest_prompt is None:
+                largest = decoder.prompt_state(PROMPT_BUCKETS[-1], self._num_blocks, num_taps)
+                largest.slots.fill_(self.scratch_block * self.pool.block_size)
+                largest.table.fill_(self.scratch_block)
+                self._largest_prompt = largest
+            state = decoder.prompt_view(self._largest_prompt, size)
             state.span[1] = size
             self._prompt_states[size] = state
             if self.is_cuda:
@@ -317,7 +344,25 @@ class CudaRunner(Runner):
 
     # ---- draws
 
-    def _draw(self, logits: Tensor, samplers: Seq[Sampler]) -> Tensor:
+    def _draw_rows(self, logits: Tensor, drawn: Tensor, chunks: dict[int, Chunk]) -> None:
+        """Draws at random for some rows of logits (B, V), into `drawn` (B,)."""
+        few: list[tuple[float, ...]] = []
+        many: dict[int, Sampler] = {}
+        for row, chunk in chunks.items():
+            sampler, p = chunk.sequence.sampler, chunk.sequence.sampler.params
+            if 0 < p.top_k <= ops.MOST_DRAWN:
+                few.append((row, p.temperature, p.top_k, p.top_p, p.min_p, sampler.uniform()))
+            else:
+                many[row] = sampler
+        if few:
+            table = self._tensor(np.asarray(few, dtype=np.float64))
+            ops.draw_rows(logits, table, self._draw_space, drawn)
+        if many:
+            where = self._tensor(np.asarray(list(many), dtype=np.int64))
+            tokens = self._draw_from_all(logits[where], list(many.values()))
+            drawn.index_copy_(0, where, tokens)
+
+    def _draw_from_all(self, logits: Tensor, samplers: Seq[Sampler]) -> Tensor:
         """One token for each row of float32 logits (R, V), as `Sampler.draw` would: int32 (R,)."""
         params = [sampler.params for sampler in samplers]
         columns = [

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +91,7 @@ class Engine:
             head_dim=text.head_dim,
             dtype=dtype,
             device=settings.device,
+            heads_first=is_fused,
         )
         self.blocks = BlockPool(num_blocks, settings.block_size)
         self.max_context = min(text.max_position_embeddings, num_blocks * settings.block_size)
@@ -104,6 +105,8 @@ class Engine:
         self.runner = make_runner(model, pool, settings, self.max_context)
         self._drafts = settings.drafts and not self.runner.is_beside
         self._ahead: Launched | None = None
+        self._rest: Launched | None = None
+        self._unmeasured: deque[Launched] = deque()
         self.encoder = ImageEncoder(model, self.runner.device)
         self.grammars = GrammarCompiler(tokenizer, text.vocab_size, model.config.eos_token_ids)
         self._eos = frozenset(model.config.eos_token_ids)
@@ -148,17 +151,21 @@ class Engine:
         """Does one piece of work for everyone and returns the news."""
         events, self._rejected = self._rejected, []
         events += self._expire()
+        events += self._collect_rest()
         launched, self._ahead = self._ahead, None
         if launched is None:
             launched = self._launch(events)
         if launched is not None and not self.runner.is_beside:
             events += self._collect(launched)
         job = self.encoder.next_job()
-        if job is not None and not self._has_work_before(job, launched.chunks if launched else []):
+        if job is not None and not self._has_work_before(
+            job, launched.all_chunks if launched else []
+        ):
             events += self._encode(job)
         if launched is not None and self.runner.is_beside:
             self._ahead = self._follow(launched)
             events += self._collect(launched)
+            self._rest = launched.rest
         self._totals.steps += 1
         return events
 
@@ -357,6 +364,16 @@ class Engine:
             chunks.append(Chunk(sequence, place, 1))
         return self.runner.launch(chunks, after=launched) if chunks else None
 
+    def _collect_rest(self) -> list[TokenEvent]:
+        """What the last step left under way while its streams' tokens went out."""
+        rest, self._rest = self._rest, None
+        events = self._collect(rest) if rest is not None else []
+        while self._unmeasured and self._unmeasured[0].is_done:
+            launched = self._unmeasured.popleft()
+            launched.wait()
+            self._measure(launched.chunks, launched.seconds)
+        return events
+
     def _collect(self, launched: Launched) -> list[TokenEvent]:
         """Waits for a step and turns what it gave into news."""
         chunks, outputs = launched.chunks, launched.outputs
@@ -366,6 +383,8 @@ class Engine:
             except Exception as error:
                 return self._fail([chunk.sequence for chunk in chunks], error)
             self._measure(chunks, launched.seconds)
+        else:
+            self._unmeasured.append(launched)
         events = []
         for chunk, output in zip(chunks, outputs, strict=True):
             if self._is_gone(chunk.sequence):
@@ -618,7 +637,6 @@ def make_runner(
         pool,
         max_rows=settings.max_num_seqs,
         max_context=max_context,
-        batch_invariant=settings.batch_invariant,
     )
 
 

@@ -40,6 +40,8 @@ class Launched:
         can_follow: whether the next tokens are all drawn on the device, so that the next step can
             be launched before they are known here.
         draws: whether there is anything to wait for; else the next step may follow at once.
+        rest: what of the step comes after this, with its own end: prompts, for which streams
+            need not wait.
     """
 
     chunks: list[Chunk]
@@ -47,6 +49,17 @@ class Launched:
     seconds: float = 0.0
     can_follow: bool = False
     draws: bool = True
+    rest: Launched | None = None
+
+    @property
+    def all_chunks(self) -> list[Chunk]:
+        """The whole step's chunks."""
+        return self.chunks + (self.rest.chunks if self.rest else [])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return True
 
     def wait(self) -> list[Output]:
         """One output for each chunk, as soon as they are there."""
@@ -80,7 +93,7 @@ class Runner:
         tokens: list[int] = []
         positions, slots, counts = [], [], []
         logits_rows: list[int] = []
-        visual_rows: list[Tensor] = []
+        visual_rows: list[np.ndarray] = []
         features: list[VisionFeatures] = []
         widest = max(len(chunk.sequence.block_table) for chunk in chunks)
         tables = np.zeros((len(chunks), widest), dtype=np.int32)
@@ -102,7 +115,7 @@ class Runner:
                 low, high = max(span.start, start), min(span.end, stop)
                 if low < high:
                     assert picture is not None
-                    visual_rows.append(torch.arange(low - start + offset, high - start + offset))
+                    visual_rows.append(np.arange(low - start + offset, high - start + offset))
                     features.append(picture.rows(low - span.start, high - span.start))
             starts.append(len(tokens))
             lengths.append(stop)
@@ -114,7 +127,7 @@ class Runner:
             cu_seqlens_q=self._lengths(np.asarray(starts, dtype=np.int32)),
             context_lens=self._lengths(np.asarray(lengths, dtype=np.int32)),
             logits_rows=self._tensor(np.asarray(logits_rows, dtype=np.int64)),
-            visual_rows=torch.cat(visual_rows).to(self.device) if features else None,
+            visual_rows=self._tensor(np.concatenate(visual_rows)) if features else None,
             features=VisionFeatures.concatenate(features) if features else None,
         )
         return batch, counts

@@ -249,8 +249,6 @@ class EngineSettings:
         chunk_tokens: the most tokens of a prompt's chunk, where the prompt alone is to decide how
             it is cut (GPUs: other cuts give other bits); 0 cuts by what a step has room for.
         device_memory_bytes: the most that a GPU's process may use of the card; 0 for all of it.
-        batch_invariant: on a GPU, compute an answer's tokens with equal bits in any company;
-            off uses faster products for steps of more than 32 answers.
     """
 
     precision: Precision = "float32"
@@ -267,7 +265,6 @@ class EngineSettings:
     use_onnx_runtime: bool = False
     chunk_tokens: int = 0
     device_memory_bytes: int = 0
-    batch_invariant: bool = True
 
 
 @dataclass(frozen=True, slots=True)

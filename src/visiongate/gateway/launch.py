@@ -57,7 +57,6 @@ def workers_of(settings: Settings, path: Path) -> list[WorkerSettings]:
                 cache_tokens=fitting_cache_tokens(settings, path, device),
                 use_onnx_runtime=settings.use_onnx_runtime,
                 device_memory_bytes=settings.gpu_memory_limit,
-                batch_invariant=settings.batch_invariant,
             ),
             fall_back_to_cpu=settings.cpu_fallback,
         )

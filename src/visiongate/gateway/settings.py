@@ -100,11 +100,6 @@ class Settings(BaseModel):
     max_context_tokens: int = Field(
         0, ge=0, le=1_000_000, description="Longest prompt and answer; 0 is the model's own limit."
     )
-    batch_invariant: bool = Field(
-        True,
-        description="On a GPU: equal bits for an answer in any company; "
-        "off is faster beyond 32 answers at once.",
-    )
     cpu_fallback: bool = Field(
         True, description="Serve on the CPU, marked degraded, when a GPU cannot load the model."
     )

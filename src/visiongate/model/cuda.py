@@ -6,7 +6,7 @@ Python: q-k-v and gate-up are one matrix each, norms are fused with the addition
 
     compute   a chunk of one prompt: large products
     decode    one new token for each of B rows: products that read every weight once
-    visual    pictures, in slices, as `vision.VisionTower` does
+    visual    pictures, in slices, as `vision.VisionTower` does; sizes that come back from graphs
 
 Dimensions: T tokens, B rows, N patches, C hidden size, I inner size, H heads, D head size, S slots,
 V vocabulary. Matrices are (out features, in features), as in the checkpoint.
@@ -14,17 +14,19 @@ V vocabulary. Matrices are (out features, in features), as in the checkpoint.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
+import weakref
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visiongate.kernels.cuda import ops, stream, weight8
+from visiongate.kernels.cuda import attention, nvrtc, ops, stream, weight8
 from visiongate.kernels.cuda.weight8 import Matrix8
 from visiongate.model.config import ModelConfig, VisionConfig
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
@@ -223,38 +225,34 @@ class CudaDecoder:
         self.rotary = MRotaryEmbedding(D, text.rope_theta, text.mrope_section).to(device)
         self._cos = self._sin = torch.empty(0, D // 2, device=device)
         self._products: list[Products] = []
-        self._streams: list[Products] = []
         self._stream_head: Linear | None = None
-        self._max_stream_rows = 0
         self._wide = self._empty(0)
-        self._rooms: dict[str, Tensor] = {}
 
-    def prepare(self, num_positions: int, *, max_stream_rows: int = stream.MAX_TOKENS) -> None:
-        """Readies `decode`, once the weights are there, for rotary positions up to a number.
-
-        Steps of more than `max_stream_rows` rows use torch's products, which are faster there but
-        give a row other bits than smaller steps do. Matrices in 8 bits have one way for all.
-        """
+    def prepare(self, num_positions: int) -> None:
+        """Readies `decode`, once the weights are there, for rotary positions up to a number."""
         places = torch.arange(num_positions, device=self.device).float()[:, None]
         angles = places * self.rotary.inv_freq
         self._cos, self._sin = angles.cos().contiguous(), angles.sin().contiguous()
         if isinstance(self.head, Matrix8):
             linear = functools.partial(weight8.Linear8, dtype=self.dtype)
-            self._max_stream_rows = weight8.MAX_TOKENS
-            self._streams = [StreamProducts(layer, linear) for layer in self.layers]
+            self._products = [StreamProducts(layer, linear) for layer in self.layers]
             self._stream_head = linear(self.head, "float32")
             layer = self.layers[0]
             shapes = (m.shape for m in (layer.qkv, layer.o, layer.gate_up, layer.down))
             self._wide = self._empty(max(N * K for N, K in shapes))
-            return
-        self._products = [Products(layer) for layer in self.layers]
-        if self.can_stream:
-            self._max_stream_rows = max_stream_rows
-            self._streams = [StreamProducts(layer, stream.StreamLinear) for layer in self.layers]
+        elif self.can_stream:
+            self._products = [StreamProducts(layer, stream.StreamLinear) for layer in self.layers]
             self._stream_head = stream.StreamLinear(self.head, "float32")
+        else:
+            self._products = [Products(layer) for layer in self.layers]
 
-    def _streams_for(self, num_rows: int) -> bool:
-        return num_rows <= self._max_stream_rows
+    def _attention(self, block_size: int, pdl: bool) -> Callable[..., None]:
+        """The kernel for the cache's blocks: CUDA C++ where it fits, else Triton's."""
+        shape = self.heads, self.kv_heads, self.config.head_dim, block_size, self.dtype
+        is_fast = self.device.type == "cuda" and nvrtc.is_available(self.device.index or 0)
+        if is_fast and attention.supports(*shape):
+            return attention.decode_attention
+        return functools.partial(ops.decode_attention, pdl=pdl)
 
     @property
     def can_stream(self) -> bool:
@@ -264,7 +262,7 @@ class CudaDecoder:
         layer = self.layers[0]
         weights = (layer.qkv, layer.o, layer.gate_up, layer.down, self.head)
         fits = all(stream.supports(*weight.shape) for weight in weights)
-        return fits and stream.is_available(self.device.index or 0)
+        return fits and nvrtc.is_available(self.device.index or 0)
 
     def named(self) -> Iterable[tuple[str, Tensor | Matrix8]]:
         """Every tensor of the checkpoint and where it goes; parts of fused matrices are views."""
@@ -300,8 +298,7 @@ class CudaDecoder:
         """Tensors for steps of `num_rows` rows whose tables have `num_blocks` entries."""
         text, B = self.config, num_rows
         C = text.hidden_size
-        products = self._streams if self._streams_for(B) else self._products
-        qkv, o_parts, inner, down_parts = products[0].outputs(B)
+        qkv, o_parts, inner, down_parts = self._products[0].outputs(B)
 
         def ints(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=self.device)
@@ -327,19 +324,19 @@ class CudaDecoder:
         eps = self.config.rms_norm_eps
         token, source, place, rope, first_part = state.inputs
         x, y = state.residual, state.normed
-        streams = self._streams_for(len(x))
+        streams = self._stream_head is not None
         pdl = streams and has_dependent_launch(self.device)
         add_norm = stream.add_norm if streams and self._has_stream_norm else ops.add_norm
-        all_products = self._streams if streams else self._products
+        attend = self._attention(pool.block_size, pdl)
         parts: Tensor | None = None
         if isinstance(self.embedding, Matrix8):
             weight8.embed_rows(token, state.drawn, source, self.embedding, x)
         else:
             ops.embed_rows(token, state.drawn, source, self.embedding, x)
-        for index, (layer, products) in enumerate(zip(self.layers, all_products, strict=True)):
+        for index, (layer, products) in enumerate(zip(self.layers, self._products, strict=True)):
             add_norm(x, parts, layer.input_norm, eps, y)
             products.qkv(y, state.qkv)
-            ops.decode_attention(
+            attend(
                 state.qkv,
                 layer.q_norm,
                 layer.k_norm,
@@ -353,9 +350,7 @@ class CudaDecoder:
                 state.tables,
                 state.attention,
                 state.attended,
-                block_size=pool.block_size,
                 eps=eps,
-                pdl=pdl,
             )
             products.o(state.attended, state.o_parts)
             add_norm(x, state.o_parts, layer.post_norm, eps, y)
@@ -363,34 +358,44 @@ class CudaDecoder:
             products.down(state.inner, state.down_parts)
             parts = state.down_parts
         add_norm(x, parts, self.norm, eps, y)
-        if streams and self._stream_head is not None:
+        if self._stream_head is not None:
             self._stream_head(y, state.logits)
         else:
             self._head(y, state.logits)
         ops.argmax_rows(state.logits, state.argmax, state.drawn, pdl=pdl)
 
     def prompt_state(self, num_rows: int, num_blocks: int, num_taps: int) -> PromptState:
-        """Tensors for chunks of up to `num_rows` tokens whose table has `num_blocks` entries.
-
-        The large ones share memory with those of smaller states that are made later: chunks run one
-        after another.
-        """
+        """Tensors for chunks of up to `num_rows` tokens whose table has `num_blocks` entries."""
         text, T = self.config, num_rows
         zeros = functools.partial(torch.zeros, device=self.device)
-        shared = functools.partial(self._shared, torch.float32)
-        typed = functools.partial(self._shared, self.dtype)
         return PromptState(
-            residual=shared("residual", T, text.hidden_size),
-            taps=shared("taps", num_taps, T, text.hidden_size),
+            residual=zeros(T, text.hidden_size),
+            taps=zeros(num_taps, T, text.hidden_size),
             cos=zeros(T, text.head_dim // 2),
             sin=zeros(T, text.head_dim // 2),
             slots=zeros(T, dtype=torch.int64),
             table=zeros(num_blocks, dtype=torch.int32),
             span=zeros(2, dtype=torch.int32),
-            normed=typed("normed", T, text.hidden_size),
-            attended=typed("attended", T, self.heads * text.head_dim),
-            inner=typed("inner", T, text.intermediate_size),
-            delta=typed("delta", 1, T, text.hidden_size),
+            normed=self._empty(T, text.hidden_size),
+            attended=self._empty(T, self.heads * text.head_dim).zero_(),
+            inner=self._empty(T, text.intermediate_size),
+            delta=self._empty(1, T, text.hidden_size),
+        )
+
+    def prompt_view(self, state: PromptState, num_rows: int) -> PromptState:
+        """A state of fewer rows in the memory of another: chunks run one after another."""
+        rows = slice(num_rows)
+        return dataclasses.replace(
+            state,
+            residual=state.residual[rows],
+            taps=state.taps[:, rows],
+            cos=state.cos[rows],
+            sin=state.sin[rows],
+            slots=state.slots[rows],
+            normed=state.normed[rows],
+            attended=state.attended[rows],
+            inner=state.inner[rows],
+            delta=state.delta[:, rows],
         )
 
     def fill(self, state: PromptState, batch: ForwardBatch, num_cached: int, scratch: int) -> None:
@@ -437,10 +442,7 @@ class CudaDecoder:
                 state.slots,
                 eps,
             )
-            ops.prompt_attention(
-                qkv, keys, values, state.table, state.span, state.attended,
-                block_size=pool.block_size,
-            )  # fmt: skip
+            ops.prompt_attention(qkv, keys, values, state.table, state.span, state.attended)
             torch.mm(state.attended, self._weight(layer.o).t(), out=delta[0])
             ops.add_norm(x, delta, layer.post_norm, eps, y)
             ops.silu_mul(F.linear(y, self._weight(layer.gate_up)), state.inner)
@@ -474,22 +476,12 @@ class CudaDecoder:
     def _has_stream_norm(self) -> bool:
         if self.dtype != torch.bfloat16 or self.device.type != "cuda":
             return False
-        return stream.is_available(self.device.index or 0)
+        return nvrtc.is_available(self.device.index or 0)
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         if isinstance(self.embedding, Matrix8):
             return self.embedding.lookup(token_ids)
         return F.embedding(token_ids, self.embedding)
-
-    def _shared(self, dtype: torch.dtype, name: str, *shape: int) -> Tensor:
-        """A tensor in the memory that goes by this name; zeros where that is made or made larger.
-
-        A part that no chunk has written holds finite numbers of others.
-        """
-        size = math.prod(shape)
-        if name not in self._rooms or len(self._rooms[name]) < size:
-            self._rooms[name] = torch.zeros(size, dtype=dtype, device=self.device)
-        return self._rooms[name][:size].view(shape)
 
     def _weight(self, matrix: Tensor | Matrix8) -> Tensor:
         """The matrix for a large product; one in 8 bits is valid until the next is asked for."""
@@ -502,6 +494,33 @@ class CudaDecoder:
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+
+class PictureEncoding(Encoding):
+    """An encoding that can be seen to be gone."""
+
+    __slots__ = ("__weakref__",)
+
+
+MAX_PICTURE_STATES = 8
+"""Picture sizes whose graphs are kept."""
+
+
+@dataclass(slots=True, eq=False)
+class PictureState:
+    """The tensors of pictures of N patches at fixed addresses, and a graph for each stage.
+
+    Attributes:
+        hidden, delta: (N, C), as in `Encoding`; cos, sin: (N, D / 2).
+        user: the encoding that is under way here.
+    """
+
+    hidden: Tensor
+    delta: Tensor
+    cos: Tensor
+    sin: Tensor
+    graphs: dict[int, torch.cuda.CUDAGraph] = field(default_factory=dict)
+    user: Callable[[], Encoding | None] = lambda: None
 
 
 class CudaVisionTower:
@@ -532,6 +551,9 @@ class CudaVisionTower:
             self._add_map(f"{at}linear_fc1", joined, joined)
             self._add_map(f"{at}linear_fc2", config.out_hidden_size, joined)
         self._patch_weight: Tensor | None = None
+        self._num_seen: Counter[int] = Counter()
+        self._states: OrderedDict[int, PictureState] = OrderedDict()
+        self._graph_memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._tables: dict[Grid, tuple[Tensor, Tensor, Tensor]] = {}
 
     def named(self) -> Iterable[tuple[str, Tensor]]:
@@ -553,19 +575,33 @@ class CudaVisionTower:
             self._patch_weight = weight.to(self.dtype)
         bias = self._tensors["patch_embed.proj.bias"]
         hidden = F.linear(patches.to(self.dtype), self._patch_weight, bias) + learned
-        return Encoding(hidden, cos, sin, (grid[0] * grid[1],))
+        num_patches = grid[0] * grid[1]
+        self._num_seen[num_patches] += 1
+        state = self._state(num_patches)
+        if state is None:
+            delta = torch.empty_like(hidden)
+            return PictureEncoding(hidden, cos, sin, (num_patches,), delta=delta)
+        state.hidden.copy_(hidden)
+        state.cos.copy_(cos)
+        state.sin.copy_(sin)
+        lengths = (num_patches,)
+        encoding = PictureEncoding(state.hidden, state.cos, state.sin, lengths, delta=state.delta)
+        state.user = weakref.ref(encoding)
+        return encoding
 
     def advance(self, encoding: Encoding, num_stages: int) -> None:
         """Takes the stream through the next `num_stages` stages, or as many as are left."""
         last = min(encoding.num_done + num_stages, self.num_stages)
+        state = self._states.get(encoding.lengths[0])
+        if state is not None and state.user() is not encoding:
+            state = None
         for stage in range(encoding.num_done, last):
+            if state is None:
+                self._compute(stage, encoding)
+            else:
+                self._replay(stage, encoding, state)
             index, is_second_half = divmod(stage, 2)
-            at = f"blocks.{index}."
-            if not is_second_half:
-                encoding.delta = self._mix(at, encoding)
-                continue
-            encoding.delta = self._transform(at, encoding)
-            if index in self.config.deepstack_visual_indexes:
+            if is_second_half and index in self.config.deepstack_visual_indexes:
                 tap = f"deepstack_merger_list.{len(encoding.taps)}."
                 encoding.taps.append(self._merge(tap, self._stream(encoding)))
         encoding.num_done = last
@@ -576,37 +612,74 @@ class CudaVisionTower:
         merged = self._merge("merger.", self._stream(encoding))
         return [VisionFeatures(merged, tuple(encoding.taps))]
 
-    def _mix(self, at: str, encoding: Encoding) -> Tensor:
-        """What attention adds to the stream, (N, C)."""
-        x, H = encoding.hidden, self.config.num_heads
-        qkv = self._linear(f"{at}attn.qkv", self._add_norm(f"{at}norm1", encoding))  # (N, 3 C)
-        ops.rotate_vision(qkv, encoding.cos, encoding.sin, H)
-        q, k, v = qkv.view(len(x), 3, H, -1).permute(1, 2, 0, 3)[:, None]  # (1, H, N, D) each
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self._linear(f"{at}attn.proj", out[0].transpose(0, 1).reshape(x.shape))
+    def _state(self, num_patches: int) -> PictureState | None:
+        """The tensors for a size, if it came before and nobody is using them."""
+        if self._graph_memory is None or self._num_seen[num_patches] < 2:
+            return None
+        state = self._states.get(num_patches)
+        if state is None:
+            for size in [size for size, other in self._states.items() if other.user() is None]:
+                if len(self._states) >= MAX_PICTURE_STATES:
+                    del self._states[size]
+            hidden = self._empty(num_patches, self.config.hidden_size)
+            cos = torch.empty(num_patches, self.config.head_dim // 2, device=self.device)
+            state = PictureState(hidden, torch.empty_like(hidden), cos, torch.empty_like(cos))
+            self._states[num_patches] = state
+        self._states.move_to_end(num_patches)
+        return state if state.user() is None else None
 
-    def _transform(self, at: str, encoding: Encoding) -> Tensor:
-        """What the MLP adds to the stream, (N, C)."""
-        y = self._add_norm(f"{at}norm2", encoding)
+    def _replay(self, stage: int, encoding: Encoding, state: PictureState) -> None:
+        """Computes a stage by its graph; captures it the first time."""
+        graph = state.graphs.get(stage)
+        if graph is None:
+            graph = torch.cuda.CUDAGraph()
+            side = torch.cuda.Stream(self.device)
+            side.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(side):
+                graph.capture_begin(self._graph_memory, capture_error_mode="thread_local")
+                try:
+                    self._compute(stage, encoding)
+                finally:
+                    graph.capture_end()
+            torch.cuda.current_stream(self.device).wait_stream(side)
+            state.graphs[stage] = graph
+        graph.replay()
+
+    def _compute(self, stage: int, encoding: Encoding) -> None:
+        """Half a block: adds to the stream what is left of the stage before, gives the next."""
+        index, is_second_half = divmod(stage, 2)
+        at, x, delta = f"blocks.{index}.", encoding.hidden, encoding.delta
+        assert delta is not None
+        y = torch.empty_like(x)
+        weight, bias = self._map(f"{at}norm{1 + is_second_half}")
+        ops.add_layer_norm(x, delta if stage else None, weight, bias, y, 1e-6)
+        if is_second_half:
+            self._transform(at, y, delta)
+        else:
+            self._mix(at, y, encoding.cos, encoding.sin, delta)
+
+    def _mix(self, at: str, y: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+        """Attention: what it adds to the stream, (N, C)."""
+        H = self.config.num_heads
+        qkv = self._linear(f"{at}attn.qkv", y)  # (N, 3 C)
+        ops.rotate_vision(qkv, cos, sin, H)
+        q, k, v = qkv.view(len(y), 3, H, -1).permute(1, 2, 0, 3)[:, None]  # (1, H, N, D) each
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        self._linear(f"{at}attn.proj", mixed[0].transpose(0, 1).reshape(y.shape), out)
+
+    def _transform(self, at: str, y: Tensor, out: Tensor) -> None:
+        """The MLP: what it adds to the stream, (N, C)."""
         weight, bias = self._map(f"{at}mlp.linear_fc1")
         if y.is_cuda:  # the GELU (its tanh form) in the product's epilogue
             y = torch._addmm_activation(bias, y, weight.t(), use_gelu=True)
         else:
             y = F.gelu(F.linear(y, weight, bias), approximate="tanh")
-        return self._linear(f"{at}mlp.linear_fc2", y)
-
-    def _add_norm(self, name: str, encoding: Encoding) -> Tensor:
-        """Adds what the last half block gave to the stream and norms it."""
-        weight, bias = self._map(name)
-        out = torch.empty_like(encoding.hidden)
-        ops.add_layer_norm(encoding.hidden, encoding.delta, weight, bias, out, 1e-6)
-        encoding.delta = None
-        return out
+        self._linear(f"{at}mlp.linear_fc2", y, out)
 
     def _stream(self, encoding: Encoding) -> Tensor:
         """The stream with what the last half block gave."""
-        x = encoding.hidden
-        return x if encoding.delta is None else x + encoding.delta
+        assert encoding.delta is not None
+        return encoding.hidden + encoding.delta
 
     def _merge(self, at: str, x: Tensor) -> Tensor:
         joined = self.config.hidden_size * self.config.spatial_merge_size**2
@@ -634,8 +707,9 @@ class CudaVisionTower:
         weight, bias = self._map(name)
         return F.layer_norm(x, weight.shape, weight, bias, 1e-6)
 
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        return F.linear(x, *self._map(name))
+    def _linear(self, name: str, x: Tensor, out: Tensor | None = None) -> Tensor:
+        weight, bias = self._map(name)
+        return torch.addmm(bias, x, weight.t(), out=out)
 
     def _map(self, name: str) -> tuple[Tensor, Tensor]:
         return self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]

@@ -238,6 +238,7 @@ class Chat {
         if (chunk.error) throw new ApiError(502, chunk.error.message);
         if (chunk.session_id) session = chunk.session_id;
         const choice = chunk.choices?.[0];
+        if (choice?.delta?.reasoning_content) text.think(choice.delta.reasoning_content);
         if (choice?.delta?.content) text.add(choice.delta.content);
         if (choice?.finish_reason) round.finish = choice.finish_reason;
         if (chunk.usage) round.usage = chunk.usage;
@@ -303,26 +304,41 @@ class Chat {
 /** Collects deltas and shows them once a frame, so that a fast answer does not redraw per token. */
 class SmoothText {
   #pending = "";
+  #thought = "";
   #timer = 0;
 
   constructor(private readonly round: Round) {}
 
+  /** Text of the reasoning before the answer; the first tokens come with it. */
+  think(delta: string): void {
+    this.#begin();
+    this.#thought += delta;
+    this.#show();
+  }
+
   add(delta: string): void {
-    if (this.round.firstTextMs === 0) {
-      this.round.firstTextMs = Date.now() - this.round.askedAt;
-      this.round.state = "streaming";
-    }
+    this.#begin();
+    this.round.state = "streaming";
     this.#pending += delta;
     if (this.round.answer === "") this.flush(); // the first text is shown without waiting
-    if (this.#timer || !this.#pending) return;
+    this.#show();
+  }
+
+  #begin(): void {
+    if (this.round.firstTextMs === 0) this.round.firstTextMs = Date.now() - this.round.askedAt;
+  }
+
+  #show(): void {
+    if (this.#timer || !(this.#pending || this.#thought)) return;
     const show = () => this.flush();
     this.#timer = document.hidden ? window.setTimeout(show, 50) : requestAnimationFrame(show);
   }
 
   flush(): void {
     this.#timer = 0;
+    if (this.#thought) this.round.reasoning = (this.round.reasoning ?? "") + this.#thought;
     this.round.answer += this.#pending;
-    this.#pending = "";
+    this.#pending = this.#thought = "";
   }
 }
 

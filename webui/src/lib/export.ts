@@ -37,6 +37,7 @@ export function exportJson(conversation: Conversation, status: Status | null): v
       height,
     })),
     question: round.question,
+    reasoning: round.reasoning || undefined,
     answer: round.answer,
     finish_reason: round.finish,
     usage: round.usage,

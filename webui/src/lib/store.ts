@@ -21,6 +21,8 @@ export interface Round {
   question: string;
   pictures: Picture[];
   answer: string;
+  /** What the model thought before it answered; not there in what older pages kept. */
+  reasoning?: string;
   state: RoundState;
   queuePosition: number;
   error: { status: number; message: string; retryAfterSeconds: number } | null;

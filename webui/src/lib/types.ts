@@ -70,9 +70,15 @@ export interface Box {
   image: number;
 }
 
+/** What an event adds: to the answer, or to the reasoning before it. */
+export interface Delta {
+  content?: string | null;
+  reasoning_content?: string | null;
+}
+
 /** One event of a streamed completion. */
 export interface Chunk {
-  choices?: { delta?: { content?: string | null }; finish_reason?: string | null }[];
+  choices?: { delta?: Delta; finish_reason?: string | null }[];
   usage?: Usage | null;
   vision?: Vision | null;
   boxes?: Box[] | null;

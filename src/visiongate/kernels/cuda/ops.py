@@ -7,12 +7,15 @@
     decode_attention      one new token a row: norm, turn, store, and attention over the paged cache
     add_layer_norm, rotate_vision    the vision tower's
     silu_mul, argmax_rows
+    draw_rows             one random draw a row: temperature, top-k, top-p, min-p
 
-Dimensions: T or B rows, C channels, I inner channels, H heads, D head size, S cache slots.
-Matrices are row-major. Kernels launched with `pdl` start while the kernel before them ends
-(programmatic dependent launch, compute capability 9.0), let the next one do the same at once, and
-read what others write only after `gdc_wait`; what they read before was complete when the graph was
-launched.
+Dimensions: T or B rows, C channels, I inner channels, H heads, Hkv key-value heads, D head size.
+One layer's cache of keys or values is (blocks, Hkv, block size, D): what a head reads of a block
+lies together. A slot is block * block size + place in it. Matrices are row-major.
+
+Kernels launched with `pdl` start while the kernel before them ends (programmatic dependent launch,
+compute capability 9.0), let the next one do the same at once, and read what others write only
+after `gdc_wait`; what they read before was complete when the graph was launched.
 
 A row's result has the same bits in any batch: sums run in an order that only the row's own length
 decides. Source of the split softmax: Dao et al., "Flash-Decoding for long-context inference", 2023.
@@ -26,13 +29,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-PART = 256
+PART = 128
 """Positions of the cache whose softmax is summed as one; parts are merged in order."""
 
 TILE = 64
 """Positions that `decode_attention` reads at a time."""
 
-STAGES = 3
+STAGES = 2
 """Tiles on their way from memory while one is computed."""
 
 MERGED = tl.constexpr(64)
@@ -117,11 +120,11 @@ def qk_norm_rope_store(
     Args:
         qkv: (T, (H + 2 Hkv) D).
         cos, sin: float32 (T, D / 2).
-        keys, values: (S, Hkv, D), one layer's cache.
+        keys, values: (blocks, Hkv, block size, D), one layer's cache.
         slots: int64 (T,).
     """
     T = qkv.shape[0]
-    _, kv_heads, head = keys.shape
+    _, kv_heads, block_size, head = keys.shape
     heads = qkv.shape[1] // head - 2 * kv_heads
     _qk_norm_rope_store[(T,)](
         qkv,
@@ -135,6 +138,7 @@ def qk_norm_rope_store(
         heads,
         kv_heads,
         head // 2,
+        block_size,
         triton.next_power_of_2(heads + kv_heads),
         triton.next_power_of_2(kv_heads),
         eps,
@@ -166,8 +170,7 @@ class AttentionSpace:
         self.num_parts = num_parts
         count = num_parts * heads
         self.sums = torch.empty(count * head, dtype=torch.float32, device=device)
-        self.maxima = torch.empty(count, dtype=torch.float32, device=device)
-        self.weights = torch.empty(count, dtype=torch.float32, device=device)
+        self.stats = torch.empty(count, 2, dtype=torch.float32, device=device)
         self.arrived = torch.zeros(num_rows * kv_heads, dtype=torch.int32, device=device)
 
 
@@ -186,7 +189,6 @@ def decode_attention(
     space: AttentionSpace,
     out: Tensor,
     *,
-    block_size: int,
     eps: float,
     pdl: bool = False,
 ) -> None:
@@ -195,7 +197,7 @@ def decode_attention(
     Args:
         qkv: (B, (H + 2 Hkv) D), as the product gave it.
         cos, sin: float32 (positions, D / 2), tables by rope position.
-        keys, values: (S, Hkv, D), one layer's cache.
+        keys, values: (blocks, Hkv, block size, D), one layer's cache.
         places: int32 (B,), the new token's place in its sequence.
         rope_places: int32 (B,), its rotary position, equal in time, height and width.
         first_parts: int32 (B,), where the row's `num_parts(place + 1)` parts begin in `space`.
@@ -203,7 +205,7 @@ def decode_attention(
         out: (B, H D).
     """
     B = qkv.shape[0]
-    _, kv_heads, head = keys.shape
+    _, kv_heads, block_size, head = keys.shape
     heads = qkv.shape[1] // head - 2 * kv_heads
     splits = max(8, min(32, 256 // (B * kv_heads)))
     _decode_attention[(B * kv_heads, splits)](
@@ -220,8 +222,7 @@ def decode_attention(
         tables,
         out,
         space.sums,
-        space.maxima,
-        space.weights,
+        space.stats,
         space.arrived,
         tables.stride(0),
         kv_heads,
@@ -247,21 +248,19 @@ def prompt_attention(
     table: Tensor,
     span: Tensor,
     out: Tensor,
-    *,
-    block_size: int,
 ) -> None:
     """Causal attention of a chunk of one prompt over its paged cache, its own keys included.
 
     Args:
         qkv: (T, (H + 2 Hkv) D), queries normed and turned; keys and values are in the cache.
-        keys, values: (S, Hkv, D), one layer's cache.
+        keys, values: (blocks, Hkv, block size, D), one layer's cache.
         table: int32 (blocks,).
         span: int32 (2,): the chunk's first position and its tokens; rows from there on are not
             computed, so that one graph serves every shorter chunk.
         out: (T, H D).
     """
     T = qkv.shape[0]
-    _, kv_heads, head = keys.shape
+    _, kv_heads, block_size, head = keys.shape
     heads = qkv.shape[1] // head - 2 * kv_heads
     _prompt_attention[(triton.cdiv(T, _QUERIES), heads)](
         qkv,
@@ -305,6 +304,38 @@ def argmax_rows(logits: Tensor, space: ArgmaxSpace, out: Tensor, *, pdl: bool = 
         **_launch(pdl),
     )  # fmt: skip
     _argmax_merge[(B,)](space.best, space.where, out, _SLICES, pdl, **_launch(pdl))
+
+
+MOST_DRAWN = 32
+"""The largest top-k of `draw_rows`."""
+
+
+class DrawSpace:
+    """Work space of `draw_rows`."""
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        self.best = torch.empty(
+            num_rows, _DRAW_SLICES, MOST_DRAWN, dtype=torch.int64, device=device
+        )
+
+
+_DRAW_SLICES = 128
+
+
+def draw_rows(logits: Tensor, settings: Tensor, space: DrawSpace, out: Tensor) -> None:
+    """Draws a token in some rows of logits (B, V) float32, by inverting the cumulative sum.
+
+    Args:
+        settings: float64 (R, 6), for each row that draws: the row, temperature, top-k (1 to
+            MOST_DRAWN), top-p, min-p, and a random number in [0, 1).
+        out: int32 (B,); the rows that draw are written.
+    """
+    R, V = len(settings), logits.shape[1]
+    slices = min(_DRAW_SLICES, triton.next_power_of_2(triton.cdiv(V, 2048)))
+    per = triton.cdiv(V, slices)
+    width = max(MOST_DRAWN, triton.next_power_of_2(per))
+    _draw_slices[(R, slices)](logits, settings, space.best, V, per, width, slices, MOST_DRAWN)
+    _draw_merge[(R,)](settings, space.best, out, slices * MOST_DRAWN, MOST_DRAWN, num_warps=8)
 
 
 def _launch(pdl: bool) -> dict[str, bool]:
@@ -377,8 +408,8 @@ def _silu_mul(gate_up, out, inner, WIDTH: tl.constexpr):
 @triton.jit
 def _qk_norm_rope_store(
     qkv, q_weight, k_weight, cos, sin, keys, values, slots,
-    H: tl.constexpr, HKV: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr, EPS: tl.constexpr,
+    H: tl.constexpr, HKV: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     D: tl.constexpr = 2 * HALF
@@ -405,7 +436,8 @@ def _qk_norm_rope_store(
     tl.store(at + HALF, turned_right, mask=inside)
     slot = tl.load(slots + row)
     is_key = inside & (heads >= H)[:, None]
-    key_at = keys + (slot * HKV + heads[:, None] - H) * D + d[None, :]
+    first = slot // BLOCK * HKV * BLOCK + slot % BLOCK  # of key-value head 0
+    key_at = keys + (first + (heads[:, None] - H) * BLOCK) * D + d[None, :]
     tl.store(key_at, turned_left, mask=is_key)
     tl.store(key_at + HALF, turned_right, mask=is_key)
     kv = tl.arange(0, KV_HEADS)
@@ -414,7 +446,7 @@ def _qk_norm_rope_store(
     v = tl.load(
         qkv + row * WIDTH + (H + HKV + kv)[:, None] * D + full[None, :], mask=one, other=0.0
     )
-    tl.store(values + (slot * HKV + kv[:, None]) * D + full[None, :], v, mask=one)
+    tl.store(values + (first + kv[:, None] * BLOCK) * D + full[None, :], v, mask=one)
 
 
 @triton.jit
@@ -451,7 +483,7 @@ def _prefetch(pointers):
 @triton.jit
 def _decode_attention(
     qkv, keys, values, cos, sin, q_weight, k_weight, places, rope_places, first_parts, tables, out,
-    sums, maxima, weights, arrived, table_stride,
+    sums, stats, arrived, table_stride,
     HKV: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
     PART: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
     SCALE: tl.constexpr, EPS: tl.constexpr, PDL: tl.constexpr,
@@ -485,8 +517,8 @@ def _decode_attention(
             gdc_launch_dependents()
             # What earlier steps stored may come near while the product before this ends.
             old_places = tl.minimum(split * PART + tl.arange(0, PART), tl.maximum(place - 1, 0))
-            near = tl.load(table + old_places // BLOCK).to(tl.int64) * BLOCK
-            near = ((near + old_places % BLOCK) * HKV + head) * D
+            near = tl.load(table + old_places // BLOCK).to(tl.int64) * HKV + head
+            near = (near * BLOCK + old_places % BLOCK) * D
             for line in tl.static_range(0, D, 64):
                 _prefetch(keys + near + line)
                 _prefetch(values + near + line)
@@ -510,7 +542,7 @@ def _decode_attention(
         k1 = (left1 * c - right1 * s).to(keys.dtype.element_ty)
         k2 = (right1 * c + left1 * s).to(keys.dtype.element_ty)
         if last % SPLITS == split:
-            to = ((home * BLOCK + place % BLOCK) * HKV + head) * D
+            to = ((home * HKV + head) * BLOCK + place % BLOCK) * D
             tl.store(keys + to + d, k1)
             tl.store(keys + to + HALF + d, k2)
             tl.store(values + to + full, v1)
@@ -528,7 +560,7 @@ def _decode_attention(
                 offset = t + tl.arange(0, TILE)
                 old = offset < end
                 block = tl.load(table + t // BLOCK).to(tl.int64)
-                at_old = ((block * BLOCK + offset % BLOCK) * HKV + head) * D
+                at_old = ((block * HKV + head) * BLOCK + offset % BLOCK) * D
                 k1t = tl.load(keys + at_old[None, :] + d[:, None], mask=old[None, :], other=0.0)
                 k2t = tl.load(
                     keys + at_old[None, :] + HALF + d[:, None], mask=old[None, :], other=0.0
@@ -550,8 +582,8 @@ def _decode_attention(
             else:
                 base = ((first_part + part) * HKV + head) * GROUP
                 tl.store(sums + (base + g)[:, None] * D + full[None, :], acc, mask=in_group)
-                tl.store(maxima + base + g, m, mask=g < GROUP)
-                tl.store(weights + base + g, total, mask=g < GROUP)
+                tl.store(stats + 2 * (base + g), m, mask=g < GROUP)
+                tl.store(stats + 2 * (base + g) + 1, total, mask=g < GROUP)
         if last > 0:
             tl.debug_barrier()
             before = tl.atomic_add(arrived + pair, 1, sem="acq_rel")
@@ -566,9 +598,11 @@ def _decode_attention(
                         mask = first + i <= last
                         at0 = ((first_part + first + i) * HKV + head) * GROUP + which
                         mi = tl.load(
-                            maxima + at0, mask=mask, other=float("-inf"), cache_modifier=".cg"
+                            stats + 2 * at0, mask=mask, other=float("-inf"), cache_modifier=".cg"
                         )
-                        li = tl.load(weights + at0, mask=mask, other=0.0, cache_modifier=".cg")
+                        li = tl.load(
+                            stats + 2 * at0 + 1, mask=mask, other=0.0, cache_modifier=".cg"
+                        )
                         oi = tl.load(
                             sums + at0[:, None] * D + full[None, :],
                             mask=mask[:, None], other=0.0, cache_modifier=".cg",
@@ -609,7 +643,7 @@ def _prompt_attention(
         for t in tl.range(0, end, TILE):
             places = t + tl.arange(0, TILE)
             block = tl.load(table + t // BLOCK).to(tl.int64)
-            slots = (block * BLOCK + places % BLOCK) * HKV + kv
+            slots = (block * HKV + kv) * BLOCK + places % BLOCK
             known = places < end
             k = tl.load(keys + slots[None, :] * D + d[:, None], mask=known[None, :], other=0.0)
             v = tl.load(values + slots[:, None] * D + d[None, :], mask=known[:, None], other=0.0)
@@ -651,3 +685,61 @@ def _argmax_merge(best, where, out, SLICES: tl.constexpr, PDL: tl.constexpr):
     i = tl.arange(0, SLICES)
     _, at = tl.max(tl.load(best + row * SLICES + i), 0, return_indices=True)
     tl.store(out + row, tl.load(where + row * SLICES + at))
+
+
+@triton.jit
+def _largest(keys, K: tl.constexpr):
+    """The K largest of different int64 keys, the largest first."""
+    rank = tl.arange(0, K)
+    found = tl.zeros([K], tl.int64)
+    for i in range(K):
+        best = tl.max(keys, 0)
+        found = tl.where(rank == i, best, found)
+        keys = tl.where(keys == best, -0x7FFFFFFFFFFFFFFF, keys)
+    return found
+
+
+@triton.jit
+def _draw_slices(
+    logits, settings, best, V, per, WIDTH: tl.constexpr, SLICES: tl.constexpr, K: tl.constexpr
+):
+    """The K largest of one slice of a row, as (order-preserving bits of the logit, ~token)."""
+    which = tl.program_id(0)
+    part = tl.program_id(1)
+    row = tl.load(settings + which * 6).to(tl.int64)
+    c = part * per + tl.arange(0, WIDTH)
+    inside = (c < V) & (c < (part + 1) * per)
+    x = tl.load(logits + row * V + c, mask=inside, other=float("-inf"))
+    bits = x.to(tl.int32, bitcast=True)
+    bits = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    key = bits.to(tl.int64) * 0x100000000 + (0x7FFFFFFF - c).to(tl.int64)
+    at = best + (which * SLICES + part) * K + tl.arange(0, K)
+    tl.store(at, _largest(key, K))
+
+
+@triton.jit
+def _draw_merge(settings, best, out, COUNT: tl.constexpr, K: tl.constexpr):
+    which = tl.program_id(0)
+    row = tl.load(settings + which * 6).to(tl.int64)
+    temperature = tl.load(settings + which * 6 + 1).to(tl.float32)
+    top_k = tl.load(settings + which * 6 + 2).to(tl.int32)
+    top_p = tl.load(settings + which * 6 + 3).to(tl.float32)
+    min_p = tl.load(settings + which * 6 + 4).to(tl.float32)
+    uniform = tl.load(settings + which * 6 + 5)
+    key = _largest(tl.load(best + which * COUNT + tl.arange(0, COUNT)), K)
+    token = 0x7FFFFFFF - (key & 0xFFFFFFFF).to(tl.int32)
+    bits = (key >> 32).to(tl.int32)
+    x = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
+    rank = tl.arange(0, K)
+    x = tl.where(rank < top_k, x / temperature, float("-inf"))
+    largest = tl.max(x, 0)
+    weight = tl.exp(x - largest)
+    weight = weight / tl.sum(weight, 0)
+    before = tl.cumsum(weight.to(tl.float64), 0) - weight
+    keep = (weight > 0) & (before < tl.where(top_p >= 1, 2.0, top_p))
+    keep = keep & (weight >= min_p * tl.max(weight, 0))
+    keep = tl.where(rank == 0, True, keep)
+    cumulative = tl.cumsum(tl.where(keep, weight, 0.0).to(tl.float64), 0)
+    target = uniform * tl.max(cumulative, 0)
+    place = tl.minimum(tl.sum((cumulative <= target).to(tl.int32), 0), K - 1)
+    tl.store(out + row, tl.sum(tl.where(rank == place, token, 0), 0))

@@ -4,6 +4,7 @@
 //   NT tokens / 8    XR rows of x kept (1, or 8 NT)    WT groups of tokens (1 or 2)
 //   P panels of 16 weight rows in one pass    KC columns of a chunk (64, 128, 256)
 //   DW, DX chunks in the rings of weights and tokens    EPI 0 bf16, 1 float32, 2 silu(gate) up
+//   MINB blocks of a multiprocessor whose registers must fit
 //
 // Work: the columns are cut in S slices, each slice has one unit per panel, and a block of threads owns a
 // contiguous range of units, up to P at a time (a pass). Through all its passes it streams chunks of KC columns
@@ -21,26 +22,6 @@
 // weights, which nobody writes, and only then waits for all before it. Two blocks fit on a multiprocessor, so
 // one kernel streams while the next fills its ring. Activations are read past L1 (cp.async.cg, ld.cg): lines
 // that an earlier kernel left there may be old.
-
-typedef unsigned short bf16;
-
-__device__ __forceinline__ void launch_dependents() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void wait_for_dependencies() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ bf16 to_bf16(float v) {
-    bf16 r;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r) : "f"(v));
-    return r;
-}
 
 #ifdef NORM  // NORM: threads; NI: float4 of a thread; S: partials
 
@@ -123,10 +104,6 @@ add_norm(float* h, const float* partials, const bf16* g, bf16* y, int B, int C, 
 #define TILES_AT_ONCE (TILES_BYTES / (WT * TILE * 16))  // of each group of tokens, from all its 4 warps
 static_assert(TILES_AT_ONCE > 0 && NT % WT == 0 && DX >= 2 && DW >= 2 && (WT == 2 || DX == DW), "the plan");
 
-__device__ __forceinline__ unsigned shared_address(const void* p) {
-    return (unsigned)__cvta_generic_to_shared(p);
-}
-
 __device__ __forceinline__ unsigned long long streaming_policy() {
     unsigned long long policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -137,39 +114,6 @@ __device__ __forceinline__ void copy_weights(unsigned to, const char* from, unsi
     asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
                  "l"(policy)
                  : "memory");
-}
-
-__device__ __forceinline__ void copy_or_zero(unsigned to, const char* from, bool valid) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
-                 : "memory");
-}
-
-__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-template <int N>
-__device__ __forceinline__ void wait_group() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
-
-__device__ __forceinline__ void load_matrix4(unsigned (&r)[4], unsigned at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at)
-                 : "memory");
-}
-
-__device__ __forceinline__ void load_matrix2(unsigned (&r)[2], unsigned at) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
-                 : "r"(at)
-                 : "memory");
-}
-
-__device__ __forceinline__ void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-        "{%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Where in its block's units a reader stands; the same walk for weights, tokens and products.
@@ -197,8 +141,7 @@ struct Walk {
     }
 };
 
-// Three at 32 tokens are to leave registers for add_norm beside two blocks; shared memory holds two.
-extern "C" __global__ void __launch_bounds__(THREADS, NT == 4 && WT == 1 ? 3 : 2)
+extern "C" __global__ void __launch_bounds__(THREADS, MINB)
 stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void* __restrict__ y, int B, int N, int K,
               int S, int x_stride) {
     launch_dependents();

@@ -5,9 +5,7 @@
 
     add_norm(h, partials, scale, out, eps)         # h += sum of partials; out = RMSNorm(h) scale
 
-`stream.cu` says how it works; here is the plan (who computes what, in what portions), the
-compilation at run time by NVRTC, which comes with torch, and the launch. Compiled kernels are kept
-in VISIONGATE_CUDA_CACHE or ~/.cache/visiongate/cuda.
+`stream.cu` says how it works; here is the plan (who computes what, in what portions).
 
 A row's result has the same bits in every batch, at every B, on a given device.
 
@@ -24,49 +22,28 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import importlib.util
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from visiongate.kernels.cuda.nvrtc import Kernel, load_kernel, pointer, source_text
 
 Epilogue = Literal["bfloat16", "float32", "partials", "silu"]
 
 MAX_TOKENS = 64
 PANEL = 16  # weight rows of one unit of work
-_MAX_PANELS = 5  # of a pass: 5 x 8 tiles of sums fill a thread's registers at 64 tokens
-SOURCE = Path(__file__).with_name("stream.cu")
+_MAX_PANELS = 5  # of a pass where two blocks share a multiprocessor
+_MAX_PANELS_ALONE = 10  # 10 x 4 tiles of sums fill a thread's registers at 64 tokens
 
 _EPILOGUES: dict[Epilogue, int] = {"bfloat16": 0, "float32": 1, "partials": 1, "silu": 2}
-
-
-class StreamError(RuntimeError):
-    """A kernel cannot be compiled or launched; the message says why."""
 
 
 def supports(N: int, K: int, epilogue: Epilogue = "bfloat16") -> bool:
     """Whether `StreamLinear` takes a weight (N, K): K a multiple of 64, N one of 16."""
     return N > 0 and K > 0 and N % PANEL == 0 and K % 64 == 0 and N * K < 1 << 40
-
-
-@functools.cache
-def is_available(device_index: int = 0) -> bool:
-    """Whether this machine can compile and run the kernels: compute capability 8.0 and NVRTC."""
-    if not torch.cuda.is_available() or torch.version.cuda is None:
-        return False
-    if torch.cuda.get_device_capability(device_index) < (8, 0):
-        return False
-    try:
-        _nvrtc(), _driver()
-    except StreamError:
-        return False
-    return True
 
 
 class StreamLinear:
@@ -136,7 +113,7 @@ class StreamLinear:
             kernel = load_kernel(
                 self.weight.device,
                 "stream_linear",
-                SOURCE.read_text(),
+                source_text("stream.cu"),
                 plan.defines,
             )
             kernel.allow_shared_memory(plan.shared_bytes)
@@ -166,7 +143,7 @@ class StreamLinear:
             plan.num_threads,
             plan.shared_bytes,
             [
-                *(_pointer(t) for t in (self.weight, x, out)),
+                *(pointer(t) for t in (self.weight, x, out)),
                 *(ctypes.c_int(v) for v in (B, *self.weight.shape, self.num_slices, x.stride(0))),
             ],
         )
@@ -210,10 +187,10 @@ def add_norm(
         threads,
         0,
         [
-            _pointer(h),
-            _pointer(h if partials is None else partials),
-            _pointer(scale),
-            _pointer(out),
+            pointer(h),
+            pointer(h if partials is None else partials),
+            pointer(scale),
+            pointer(out),
             ctypes.c_int(B),
             ctypes.c_int(C),
             ctypes.c_float(eps),
@@ -228,8 +205,7 @@ def _norm_kernel(device: torch.device, C: int, num_slices: int) -> tuple[Kernel,
     per_thread = max(2, -(-vectors // 1024))
     threads = -(-vectors // per_thread // 32) * 32
     defines = (("NORM", threads), ("NI", per_thread), ("S", num_slices))
-    source = SOURCE.read_text()
-    kernel = load_kernel(device, "add_norm", source, defines, max_registers=48)
+    kernel = load_kernel(device, "add_norm", source_text("stream.cu"), defines, max_registers=48)
     kernel.allow_shared_memory(0)
     return kernel, threads
 
@@ -250,11 +226,11 @@ class Machine:
         found = torch.cuda.get_device_properties(device)
         return cls(found.multi_processor_count, found.shared_memory_per_multiprocessor)
 
-    @property
-    def block_bytes(self) -> int:
-        """Shared memory for one block, so that two and a small kernel fit (1 KB each is taxed)."""
+    def block_bytes(self, num_blocks: int = 2) -> int:
+        """Shared memory of one block where so many and a small kernel fit (1 KB each is taxed)."""
         spare = (24 << 10) if self.shared_bytes >= 160 << 10 else (4 << 10)
-        return (self.shared_bytes - spare) // 2 - 1024
+        # no block gets more than all but 1 KB
+        return min((self.shared_bytes - spare) // num_blocks, self.shared_bytes - 1024) - 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +259,16 @@ class Plan:
         return rows * self.chunk * 2
 
     @property
+    def min_blocks(self) -> int:
+        """Blocks that a multiprocessor's registers must hold: two, so that kernels overlap.
+
+        Three at 32 tokens are to leave registers for add_norm; a block with two groups is alone.
+        """
+        if self.token_groups == 2:
+            return 1
+        return 3 if self.token_tiles == 4 else 2
+
+    @property
     def defines(self) -> tuple[tuple[str, int], ...]:
         """What stream.cu is compiled with."""
         return (
@@ -294,6 +280,7 @@ class Plan:
             ("DW", self.weight_stages),
             ("DX", self.token_stages),
             ("EPI", self.epilogue),
+            ("MINB", self.min_blocks),
         )
 
 
@@ -324,14 +311,22 @@ def make_plan(
     if not 1 <= B <= MAX_TOKENS:
         raise ValueError(f"B = {B} must be from 1 to {MAX_TOKENS}")
     token_tiles = next(n for n in (1, 2, 4, 8) if 8 * n >= B)
-    token_groups = 1  # two were slower at 32 and 64 tokens
     x_rows = 1 if B == 1 else 8 * token_tiles
     units = num_slices * (N // PANEL)
     num_blocks = min(units, machine.num_multiprocessors)  # fewer, and some would share theirs
     most = -(-units // num_blocks)
-    panels = -(-most // -(-most // _MAX_PANELS))  # of equal passes
+    # Tokens come from L2 once for each pass. Where that is as much as the weights, one large block
+    # with more panels in a pass wins against two that overlap.
+    is_alone = most >= 4 if token_tiles == 8 else most > _MAX_PANELS and token_tiles == 4
+    token_groups = 2 if is_alone else 1
+    most_panels = _MAX_PANELS_ALONE if is_alone else _MAX_PANELS
+    room = machine.block_bytes(1 if is_alone else 2)
+    panels = -(-most // -(-most // most_panels))  # of equal passes
     # Chunks of at least 8 KB of weights: a barrier costs as much as 2 KB.
-    chunk = 64 if panels >= 4 else 128 if panels >= 2 or token_tiles > 1 else 256
+    if is_alone:
+        chunk = 128
+    else:
+        chunk = 64 if panels >= 4 else 128 if panels >= 2 or token_tiles > 1 else 256
 
     def planned(weight_stages: int) -> Plan:
         return Plan(
@@ -339,12 +334,13 @@ def make_plan(
             *(_EPILOGUES[epilogue], num_blocks),
         )
 
-    while chunk > 64 and planned(4).shared_bytes > machine.block_bytes:
+    least_stages = 3 if is_alone else 4
+    while chunk > 64 and planned(least_stages).shared_bytes > room:
         chunk //= 2
-    while panels > 1 and planned(3).shared_bytes > machine.block_bytes:
+    while panels > 1 and planned(3).shared_bytes > room:
         panels -= 1
     stages = 2
-    while stages < 16 and planned(stages + 1).shared_bytes <= machine.block_bytes:
+    while stages < 16 and planned(stages + 1).shared_bytes <= room:
         stages += 1
     return planned(stages)
 
@@ -372,222 +368,3 @@ def passes(
         count = -(-left // num_passes)
         yield index, panel, count
         unit += count
-
-
-# Compilation and launch. The libraries are called through ctypes: torch brings them, whatever its
-# version, and cuda-bindings only some versions do.
-
-
-class Kernel:
-    """A loaded kernel of one device."""
-
-    def __init__(self, function: ctypes.c_void_p, device: torch.device, is_dependent: bool) -> None:
-        self._function = function
-        self._device = device
-        self._is_dependent = is_dependent
-
-    def allow_shared_memory(self, num_bytes: int) -> None:
-        """Permits `num_bytes` of dynamic shared memory, and asks for most of L1 as such."""
-        driver = _driver()
-        _check(driver.cuFuncSetAttribute(self._function, 8, num_bytes), "shared memory")
-        _check(driver.cuFuncSetAttribute(self._function, 9, 100), "shared memory carve-out")
-
-    def launch(
-        self,
-        num_blocks: int,
-        num_threads: int,
-        shared_bytes: int,
-        arguments: Sequence[Any],
-    ) -> None:
-        """Launches on torch's current stream of the device, with ctypes values as arguments.
-
-        Raises StreamError when the driver refuses.
-        """
-        pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
-        attribute = _LaunchAttribute(id=6, value=1)  # programmatic stream serialisation
-        stream = torch.cuda.current_stream(self._device).cuda_stream
-        config = _LaunchConfig(
-            grid=(num_blocks, 1, 1),
-            block=(num_threads, 1, 1),
-            shared_bytes=shared_bytes,
-            stream=stream,
-            attributes=ctypes.pointer(attribute),
-            num_attributes=1 if self._is_dependent else 0,
-        )
-        _check(
-            _driver().cuLaunchKernelEx(ctypes.byref(config), self._function, pointers, None),
-            "launch",
-        )
-
-
-_loaded: dict[tuple[int, str, str], Kernel] = {}
-
-
-def load_kernel(
-    device: torch.device,
-    name: str,
-    source: str,
-    defines: Sequence[tuple[str, int]],
-    *,
-    max_registers: int = 255,
-) -> Kernel:
-    """The kernel `name` of a source compiled with these macros, for this device; kept.
-
-    Raises StreamError when it cannot be compiled or loaded.
-    """
-    index = torch.cuda.current_device() if device.index is None else device.index
-    major, minor = torch.cuda.get_device_capability(index)
-    options: tuple[str, ...] = (
-        f"--gpu-architecture=sm_{major}{minor}",
-        "--std=c++17",
-        "-default-device",
-    )
-    options += (f"--maxrregcount={max_registers}",)
-    options += tuple(f"-D{macro}={value}" for macro, value in defines)
-    digest = hashlib.sha256("\0".join((source, *options, *_nvrtc_version())).encode()).hexdigest()
-    key = index, name, digest
-    if key not in _loaded:
-        cubin = _cached(digest) or _compile(source, options, digest)
-        driver = _driver()
-        _use_context(index)
-        module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        _check(driver.cuModuleLoadData(ctypes.byref(module), cubin), "cuModuleLoadData")
-        _check(
-            driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()),
-            "cuModuleGetFunction",
-        )
-        _loaded[key] = Kernel(function, torch.device("cuda", index), major >= 9)
-    return _loaded[key]
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    named = os.environ.get("VISIONGATE_CUDA_CACHE")
-    if named:
-        return Path(named)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "visiongate" / "cuda"
-
-
-def _cached(digest: str) -> bytes | None:
-    try:
-        return (cache_folder() / f"{digest}.cubin").read_bytes()
-    except OSError:
-        return None
-
-
-def _compile(source: str, options: Sequence[str], digest: str) -> bytes:
-    nvrtc = _nvrtc()
-    program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    created = nvrtc.nvrtcCreateProgram(
-        ctypes.byref(program), source.encode(), b"stream.cu", 0, None, None
-    )
-    if created:
-        raise StreamError(f"nvrtcCreateProgram failed with code {created}")
-    try:
-        array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-        if nvrtc.nvrtcCompileProgram(program, len(options), array):
-            nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-            log = ctypes.create_string_buffer(size.value)
-            nvrtc.nvrtcGetProgramLog(program, log)
-            raise StreamError(f"stream.cu does not compile:\n{log.value.decode()}")
-        nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
-        cubin = ctypes.create_string_buffer(size.value)
-        nvrtc.nvrtcGetCUBIN(program, cubin)
-    finally:
-        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    _keep(digest, cubin.raw)
-    return cubin.raw
-
-
-def _keep(digest: str, cubin: bytes) -> None:
-    """Writes the cache; one that cannot be written costs a compilation at the next start."""
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=folder)
-        with os.fdopen(handle, "wb") as file:
-            file.write(cubin)
-        os.replace(name, folder / f"{digest}.cubin")
-    except OSError:
-        return
-
-
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _check(code: int, what: str) -> None:
-    if code:
-        text = ctypes.c_char_p()
-        _driver().cuGetErrorString(code, ctypes.byref(text))
-        reason = (text.value or b"unknown error").decode()
-        raise StreamError(f"{what} failed: {reason} (CUDA error {code})")
-
-
-def _use_context(device_index: int) -> None:
-    """Makes torch's context of the device current in this thread, if none is."""
-    driver, context, device = _driver(), ctypes.c_void_p(), ctypes.c_int()
-    torch.cuda.init()
-    _check(driver.cuCtxGetCurrent(ctypes.byref(context)), "cuCtxGetCurrent")
-    if not context.value:
-        _check(driver.cuDeviceGet(ctypes.byref(device), device_index), "cuDeviceGet")
-        _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device), "context")
-        _check(driver.cuCtxSetCurrent(context), "cuCtxSetCurrent")
-
-
-@functools.cache
-def _driver() -> ctypes.CDLL:
-    for name in ("libcuda.so.1", "nvcuda.dll"):
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    raise StreamError("the NVIDIA driver's library libcuda.so.1 was not found")
-
-
-@functools.cache
-def _nvrtc() -> ctypes.CDLL:
-    """NVRTC of torch's CUDA version: from the wheels that torch depends on, else the system's."""
-    major = (torch.version.cuda or "13").split(".")[0]
-    found = importlib.util.find_spec("nvidia")
-    roots = [Path(p) for p in (found.submodule_search_locations or ())] if found else []
-    for folder in (r / part / "lib" for r in roots for part in (f"cu{major}", "cuda_nvrtc")):
-        library = folder / f"libnvrtc.so.{major}"
-        if library.is_file():
-            for builtins in sorted(folder.glob("libnvrtc-builtins.so.*")):
-                ctypes.CDLL(str(builtins))  # NVRTC opens it by name only
-            return ctypes.CDLL(str(library))
-    try:
-        return ctypes.CDLL(f"libnvrtc.so.{major}")
-    except OSError as missing:
-        raise StreamError(
-            f"libnvrtc.so.{major} was not found: pip install nvidia-cuda-nvrtc"
-        ) from missing
-
-
-@functools.cache
-def _nvrtc_version() -> tuple[str, str]:
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    _nvrtc().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-    return str(major.value), str(minor.value)
-
-
-class _LaunchAttribute(ctypes.Structure):  # CUlaunchAttribute: an id and a union of 64 bytes at 8
-    _fields_ = (
-        ("id", ctypes.c_int),
-        ("padding", ctypes.c_int),
-        ("value", ctypes.c_int),
-        ("rest", ctypes.c_char * 60),
-    )
-
-
-class _LaunchConfig(ctypes.Structure):  # CUlaunchConfig
-    _fields_ = (
-        ("grid", ctypes.c_uint * 3),
-        ("block", ctypes.c_uint * 3),
-        ("shared_bytes", ctypes.c_uint),
-        ("stream", ctypes.c_void_p),
-        ("attributes", ctypes.POINTER(_LaunchAttribute)),
-        ("num_attributes", ctypes.c_uint),
-    )
