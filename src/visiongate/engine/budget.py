@@ -32,6 +32,9 @@ LIBRARY_BYTES: Final = 150_000_000
 
 GPU_CHUNK_TOKENS: Final = 640
 NUM_POSITION_TABLES: Final = 16
+NUM_PICTURE_STATES: Final = 8
+"""Sizes of pictures whose positions, and whose streams and graphs, a card keeps."""
+
 STEP_TOKENS: Final = 2048
 MIN_CACHE_TOKENS: Final = 4096
 """One picture at the default area (1024 visual tokens), its question and a long answer."""
@@ -108,9 +111,9 @@ def gpu_budget(
 ) -> Budget:
     """What a model needs of a card's memory; 8 bits are for the decoder's matrices alone.
 
-    The work is one picture in the tower with the tables of some sizes, a chunk of a prompt,
-    `max_rows` answers with their graphs and draws, the features of recent pictures and, with
-    8 bits, one matrix widened.
+    The work is one picture in the tower, with and without its graphs, what is kept of other sizes
+    (all as large as can be), a chunk of a prompt, `max_rows` answers with their graphs and draws,
+    the features of recent pictures and, with 8 bits, one matrix widened.
     """
     text, vision = config.text, config.vision
     is_8_bits = precision in ("int8", "float8")
@@ -127,13 +130,15 @@ def gpu_budget(
     answers = max_rows * text.vocab_size * 4 * 8  # logits of some graphs, and copies to draw from
     patches = image_area // vision.patch_size**2
     tower = size * patches * (8 * vision.hidden_size + 2 * vision.intermediate_size)
-    tables = NUM_POSITION_TABLES * patches * (size * vision.hidden_size + 4 * vision.head_dim)
+    angles = 4 * vision.head_dim
+    kept = NUM_POSITION_TABLES * patches * (size * vision.hidden_size + angles)
+    kept += NUM_PICTURE_STATES * patches * (2 * size * vision.hidden_size + angles)
     wide = size * 2 * inner * C if is_8_bits else 0
     return Budget(
         precision,
         weights,
         cache_tokens * bytes_per_token(text, precision),
-        chunk + answers + tower + tables + wide + feature_bytes + LIBRARY_BYTES,
+        chunk + answers + 2 * tower + kept + wide + feature_bytes + LIBRARY_BYTES,
         cache_tokens,
         bytes_per_token(text, precision),
         program_bytes=CONTEXT_BYTES,
