@@ -77,7 +77,7 @@ def make_pool(model: CudaQwen3VL, tokens: int) -> KVPool:
 def step_bytes(model: CudaQwen3VL, contexts: list[int]) -> int:
     """Bytes that one decode step must read."""
     decoder, text = model.decoder, model.config.text
-    layers = sum(
+    layers: int = sum(
         tensor.nbytes
         for layer in decoder.layers
         for tensor in (layer.qkv, layer.o, layer.gate_up, layer.down)

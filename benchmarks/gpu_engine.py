@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks import checkpoint
+from visiongate.engine.types import Precision
 
 if TYPE_CHECKING:
     from visiongate.engine.types import Request
@@ -32,33 +33,43 @@ Results = dict[str, Any]
 class Bench:
     """An engine on random weights and short ways to ask it."""
 
-    def __init__(self, *, is_dry: bool) -> None:
+    def __init__(
+        self,
+        *,
+        is_dry: bool,
+        precision: Precision = "bfloat16",
+        device_memory_bytes: int = 0,
+    ) -> None:
         from benchmarks.gpu_shape import config_4b, random_model
-        from visiongate.engine.engine import Engine
+        from visiongate.engine.engine import Engine, limit_device_memory
         from visiongate.engine.tokenizer import Tokenizer
         from visiongate.engine.types import EngineSettings
         from visiongate.engine.worker import on_gpu
         from visiongate.model.upload import load_on_device
 
         self.is_dry = is_dry
+        storage = precision if precision == "int8" or precision == "float8" else None
+        settings = on_gpu(
+            EngineSettings(
+                precision="float32" if is_dry else precision,
+                device="cpu" if is_dry else "cuda:0",
+                max_num_seqs=4 if is_dry else 64,
+                cache_tokens=2048 if is_dry else 131072,
+                device_memory_bytes=device_memory_bytes,
+            )
+        )
         self.side = 64 if is_dry else 1024
         self.num_text = 8 if is_dry else 32
         if is_dry:
             folder = Path(checkpoint.__file__).parents[1] / "src/visiongate/mini/weights"
-            self.model = load_on_device(folder, torch.float32, torch.device("cpu"))
+            self.model = load_on_device(folder, torch.float32, torch.device("cpu"), storage)
         else:
-            self.model = random_model(config_4b(), torch.bfloat16)
+            limit_device_memory(settings)
+            self.model = random_model(config_4b(), torch.bfloat16, storage=storage)
+            torch.cuda.empty_cache()
             folder = Path(tempfile.mkdtemp())
             checkpoint.write_settings(folder)
             checkpoint.build_tokenizer().save(str(folder / "tokenizer.json"))
-        settings = on_gpu(
-            EngineSettings(
-                precision="float32" if is_dry else "bfloat16",
-                device="cpu" if is_dry else "cuda:0",
-                max_num_seqs=4 if is_dry else 64,
-                cache_tokens=2048 if is_dry else 131072,
-            )
-        )
         self.engine = Engine(self.model, Tokenizer.from_pretrained(folder), settings)
         self.engine.warm_up()
         self._number = 0
@@ -108,7 +119,9 @@ def decode(results: Results, bench: Bench) -> None:
         "greedy": {},
         "sampled": {"temperature": 0.7, "top_p": 0.8, "top_k": 20},
     }
-    sizes = (1, 2) if bench.is_dry else (1, 8, 32, 64)
+    blocks = bench.engine.blocks
+    room = blocks.num_blocks * blocks.block_size
+    sizes = [1, 2] if bench.is_dry else [s for s in (1, 8, 32, 64) if s * 1300 <= room]
     for size in sizes:
         for name, params in draws.items():
             for row in range(size):
@@ -208,6 +221,8 @@ def hf_model(bench: Bench, dtype: torch.dtype) -> Any:
     """Transformers' model with the same weights."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+    from visiongate.kernels.cuda.weight8 import Matrix8
+
     config = Qwen3VLConfig.from_dict(hf_config(bench))
     device = bench.model.device
     torch.set_default_dtype(dtype)
@@ -218,7 +233,10 @@ def hf_model(bench: Bench, dtype: torch.dtype) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in ours:
-                parameter.copy_(ours[name])
+                found = ours[name]
+                if isinstance(found, Matrix8):
+                    found = found.lookup(torch.arange(len(found), device=device))
+                parameter.copy_(found)
     return model.eval()
 
 
@@ -358,6 +376,17 @@ def transformers(results: Results, bench: Bench) -> None:
         results["transformers"]["ours_times"] = ours / (batch * num_new / crowd_seconds)
 
 
+def memory(bench: Bench) -> dict[str, int]:
+    """Bytes of the card: of all processes, and of our tensors; tokens that the cache holds."""
+    free, total = torch.cuda.mem_get_info()
+    blocks = bench.engine.blocks
+    return {
+        "card_bytes": total - free,
+        "reserved_bytes": torch.cuda.max_memory_reserved(),
+        "cache_tokens": blocks.num_blocks * blocks.block_size,
+    }
+
+
 SECTIONS: dict[str, Callable[[Results, Bench], None]] = {
     "decode": decode,
     "first": first,
@@ -372,6 +401,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--precision", default="bfloat16", choices=["bfloat16", "int8", "float8"])
+    parser.add_argument("--memory", type=float, default=0, help="GB of the card to use, 0 for all")
     parser.add_argument("sections", nargs="*", default=list(SECTIONS))
     options = parser.parse_args()
     if options.dry:
@@ -383,7 +414,12 @@ def main() -> None:
     if not options.dry:
         results["device"] = torch.cuda.get_device_name()
         gpu.limits(results)
-    bench = Bench(is_dry=options.dry)
+    bench = Bench(
+        is_dry=options.dry,
+        precision=options.precision,
+        device_memory_bytes=int(options.memory * 1e9),
+    )
+    results["precision"] = options.precision
     for name in options.sections:
         begin = time.perf_counter()
         try:
@@ -391,6 +427,8 @@ def main() -> None:
         except Exception as error:  # the other sections are still worth their time
             results[f"{name}_failed"] = f"{type(error).__name__}: {error}"[:300]
         print(f"{name}: {time.perf_counter() - begin:.1f} s", flush=True)
+        if not options.dry:
+            results["memory"] = memory(bench)
         if options.out:
             options.out.write_text(json.dumps(results, indent=1))
     gpu.show(results)

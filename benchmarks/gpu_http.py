@@ -89,7 +89,8 @@ class Server:
         while time.perf_counter() - begun < seconds:
             try:
                 workers = self.get("/api/status")["workers"]
-                if sum(worker["state"] == "ready" for worker in workers) >= num_workers:
+                is_ready = self.get("/health")["status"] == "healthy"
+                if is_ready and sum(w["state"] == "ready" for w in workers) >= num_workers:
                     self.model = self.get("/v1/models")["data"][0]["id"]
                     return time.perf_counter() - begun
             except (OSError, KeyError, ValueError):

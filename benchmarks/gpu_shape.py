@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from benchmarks import checkpoint
 from visiongate.engine.budget import published
+from visiongate.kernels.cuda.weight8 import Matrix8, Storage
 from visiongate.model.config import ModelConfig
 from visiongate.model.cuda import CudaQwen3VL
 
@@ -35,9 +36,9 @@ def write_checkpoint(folder: Path) -> None:
     checkpoint.write_settings(folder)
     (folder / "config.json").write_text(json.dumps(hub_config(config)), encoding="utf-8")
     checkpoint.build_tokenizer().save(str(folder / "tokenizer.json"))
+    named = random_model(config, torch.bfloat16).named()
     tensors = {
-        name: t.cpu().contiguous()
-        for name, t in random_model(config, torch.bfloat16).named().items()
+        name: t.cpu().contiguous() for name, t in named.items() if isinstance(t, torch.Tensor)
     }
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
 
@@ -49,15 +50,20 @@ def config_4b() -> ModelConfig:
     return config
 
 
-def random_model(config: ModelConfig, dtype: torch.dtype, device: str = "cuda") -> CudaQwen3VL:
+def random_model(
+    config: ModelConfig, dtype: torch.dtype, device: str = "cuda", storage: Storage | None = None
+) -> CudaQwen3VL:
     """A model with normal weights (std 0.02) and norms around one."""
-    model = CudaQwen3VL(config, dtype, torch.device(device))
+    model = CudaQwen3VL(config, dtype, torch.device(device), storage)
     generator = torch.Generator(device).manual_seed(6)
-    for name, tensor in model.named().items():
-        if tensor.dim() == 1 and name.endswith("weight"):
-            tensor.copy_(1 + 0.1 * torch.randn(tensor.shape, device=device, generator=generator))
-        elif tensor.dim() == 1:
-            tensor.zero_()
+    for name, target in model.named().items():
+        if isinstance(target, Matrix8):
+            drawn = torch.empty(target.shape, dtype=dtype, device=device)
+            target.store(drawn.normal_(0, 0.02, generator=generator))
+        elif target.dim() == 1 and name.endswith("weight"):
+            target.copy_(1 + 0.1 * torch.randn(target.shape, device=device, generator=generator))
+        elif target.dim() == 1:
+            target.zero_()
         else:
-            tensor.normal_(0, 0.02, generator=generator)
+            target.normal_(0, 0.02, generator=generator)
     return model

@@ -22,12 +22,19 @@ from visiongate.cli.checks import Level, Verdict, machine
 from visiongate.cli.checks.cards import CardSpeed, measure_cards
 from visiongate.cli.checks.facts import Facts, Gpu, Place, measure, port_owner
 from visiongate.cli.checks.sight import Known, check_sight, draw_all, overlap, read_box
-from visiongate.cli.doctor import card_checks, judge_details, judge_hashes, judge_health
+from visiongate.cli.doctor import (
+    card_checks,
+    judge_details,
+    judge_hashes,
+    judge_health,
+    machine_checks,
+)
 from visiongate.engine.budget import (
     GPU_PRECISIONS,
     PRECISIONS,
     Budget,
     budget,
+    gpu_budget,
     num_linear_weights,
     num_parameters,
     published,
@@ -129,7 +136,7 @@ def card_budgets(name: str, cache_tokens: int = 262_144) -> tuple[Budget, ...]:
     config = published(name)
     assert config is not None
     return tuple(
-        budget(config, precision, cache_tokens=cache_tokens, device="cuda")
+        gpu_budget(config, precision, cache_tokens=cache_tokens, max_rows=8)
         for precision in GPU_PRECISIONS
     )
 
@@ -142,17 +149,17 @@ def card_budgets(name: str, cache_tokens: int = 262_144) -> tuple[Budget, ...]:
         ("4B", 12, "bfloat16", "warning", "MAX_CONCURRENCY"),
         ("4B", 16, "float32", "failed", "--precision bfloat16"),
         ("2B", 8, "bfloat16", "warning", "MAX_CONCURRENCY"),
-        ("8B", 16, "bfloat16", "failed", "a smaller model"),
-        ("4B", 80, "int8", "failed", "for the CPU"),
+        ("8B", 16, "bfloat16", "failed", "--precision int8"),
+        ("8B", 8, "bfloat16", "failed", "a smaller model"),
+        ("4B", 8, "int8", "warning", "MAX_CONCURRENCY"),
     ],
 )
 def test_a_cards_memory_is_judged_by_model_and_precision(
     size: str, gigabytes: int, precision: str, level: Level, words: str
 ) -> None:
     """4B in bfloat16: 8.9 GB of weights, 1.3 GB beside, 147 kB a token."""
-    gpu = Gpu("card", gigabytes * 10**9, "580.1", 9.0)
     budgets = card_budgets(f"Qwen/Qwen3-VL-{size}-Instruct")
-    verdict = machine.judge_card_memory(0, gpu, budgets, precision)
+    verdict = machine.judge_card_memory(0, gigabytes * 10**9, budgets, precision)
     assert verdict.level == level, verdict
     assert words in verdict.fix
     assert len(verdict.details) == len(GPU_PRECISIONS)
@@ -275,7 +282,8 @@ def test_a_card_whose_memory_is_gone_is_told(fake_card: pytest.MonkeyPatch) -> N
 
 def test_the_doctor_asks_the_cards(fake_card: pytest.MonkeyPatch) -> None:
     settings = load({"preset": "pro"}, environ={})
-    found = {v.name: v for v in card_checks(settings, None, GOOD)}
+    config = published("Qwen/Qwen3-VL-4B-Instruct")
+    found = {v.name: v for v in card_checks(settings, config, GOOD)}
     assert list(found) == ["gpu 0 memory", "gpu 0 bandwidth", "gpu 0 kernels"]
     assert "room for" in found["gpu 0 memory"].measured
     assert "bfloat16" in "".join(found["gpu 0 memory"].details)
@@ -373,6 +381,46 @@ def test_memory_that_others_hold_is_a_warning() -> None:
 def test_beside_a_gpu_sixteen_gigabytes_are_advised() -> None:
     found = machine.judge_memory(with_facts(memory_limit_bytes=8 * 10**9), (), "x", is_gpu=True)
     assert found.level == "warning"
+
+
+def judge_card(limit_gb: float, precision: str, max_rows: int = 8) -> Verdict:
+    config = published("Qwen/Qwen3-VL-4B-Instruct")
+    assert config is not None
+    budgets = tuple(
+        gpu_budget(config, each, cache_tokens=65536, max_rows=max_rows) for each in GPU_PRECISIONS
+    )
+    return machine.judge_card_memory(0, int(limit_gb * 1e9), budgets, precision)
+
+
+def test_eight_gigabytes_of_a_card_hold_the_4b_model_in_8_bits() -> None:
+    """4.0 GB of matrices, 0.8 GB of vision tower, 0.6 GB for the driver, and work beside."""
+    found = judge_card(8, "bfloat16")
+    assert found.level == "failed"
+    assert found.fix == "too small: --precision int8"
+    for precision in ("int8", "float8"):
+        found = judge_card(8, precision)
+        assert found.level == "ok"
+        assert int(found.measured.split("room for ")[1].split()[0].replace(",", "")) >= 8192
+    assert len(found.details) == 4
+    assert judge_card(8, "int8", max_rows=64).level == "warning"
+    assert judge_card(6, "int8").fix == "too small: a smaller model"
+    assert judge_card(80, "bfloat16").measured.endswith("65,536 tokens of 65,536")
+
+
+def test_the_card_s_memory_is_judged_where_there_is_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("visiongate.cli.checks.facts.measure", lambda settings: GOOD)
+    chosen = {"preset": "pro", "precision": "int8", "gpu_memory_limit": 8 * 10**9}
+    found = {verdict.name: verdict for verdict in machine_checks(load(chosen, environ={}))}
+    assert found["gpu 0 memory"].level == "warning"  # few tokens for 64 places
+    assert found["gpu 0 memory"].measured.startswith("8.0 GB: room for")
+    on_cpu = load(chosen | {"device": "cpu"}, environ={})
+    assert "gpu 0 memory" not in {verdict.name for verdict in machine_checks(on_cpu)}
+
+
+def test_float8_without_a_card_is_told() -> None:
+    found = machine.judge_memory(GOOD, budgets_of("Qwen/Qwen3-VL-2B-Instruct"), "float8")
+    assert found.level == "failed"
+    assert "int8" in found.fix
 
 
 def test_facts_of_this_machine_are_measured() -> None:

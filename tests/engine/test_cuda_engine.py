@@ -27,18 +27,21 @@ pytest.importorskip("triton")
 
 from tests.engine.conftest import WEIGHTS, Desk  # noqa: E402  # after the variable is set
 from tests.pictures import draw_receipt  # noqa: E402
+from visiongate.engine.budget import CONTEXT_BYTES, gpu_budget, published  # noqa: E402
 from visiongate.engine.engine import Engine, load  # noqa: E402
 from visiongate.engine.image import decode  # noqa: E402
 from visiongate.engine.prompt import PromptBuilder  # noqa: E402
 from visiongate.engine.tokenizer import Tokenizer  # noqa: E402
-from visiongate.engine.types import EngineSettings, Grammar, Image  # noqa: E402
+from visiongate.engine.types import EngineSettings, Grammar, Image, Precision  # noqa: E402
 from visiongate.errors import InvalidSettings  # noqa: E402
+from visiongate.kernels.cuda.weight8 import Matrix8, Storage  # noqa: E402
 from visiongate.model.config import ModelConfig  # noqa: E402
 from visiongate.model.cuda import CudaQwen3VL  # noqa: E402
 from visiongate.model.qwen3vl import Qwen3VL  # noqa: E402
 from visiongate.model.upload import load_on_device  # noqa: E402
 from visiongate.model.weights import load_model  # noqa: E402
 
+FILE = "model.safetensors"
 DEVICE = "cuda:0" if IS_CUDA else "cpu"
 cuda = pytest.mark.skipif(not IS_CUDA, reason="needs an NVIDIA GPU")
 
@@ -97,6 +100,18 @@ def make_fused(
     return make
 
 
+def rounded(folder: Path, storage: Storage, target: Path) -> Path:
+    """The checkpoint in `folder` with the decoder's weights as they are held in 8 bits."""
+    held = load_on_device(folder, torch.float32, torch.device("cpu"), storage).named()
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    everything = {
+        name: found.lookup(torch.arange(len(found))) if isinstance(found, Matrix8) else found
+        for name, found in held.items()
+    }
+    save_file({name: t.contiguous() for name, t in everything.items()}, target / FILE)
+    return target
+
+
 def plain_picture(width: int = 96, height: int = 64) -> Image:
     buffer = io.BytesIO()
     PillowImage.new("RGB", (width, height), (200, 30, 30)).save(buffer, "PNG")
@@ -107,9 +122,18 @@ def receipt(seed: int) -> Image:
     return decode(draw_receipt(seed).png)
 
 
-def test_int8_is_refused(folder: Path) -> None:
-    with pytest.raises(InvalidSettings, match="int8 is for the CPU"):
-        load(folder, EngineSettings(device="cuda:0", precision="int8"))
+def test_float8_is_refused_on_the_cpu(folder: Path) -> None:
+    with pytest.raises(InvalidSettings, match="float8 is for GPUs"):
+        load(folder, EngineSettings(precision="float8"))
+
+
+@pytest.mark.parametrize("precision", ["int8", "float8"])
+def test_an_old_card_is_named_with_what_it_lacks(
+    folder: Path, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    with pytest.raises(InvalidSettings, match=r"8\.0 or newer; cuda:0 has 7\.5"):
+        load(folder, EngineSettings(device="cuda:0", precision=precision))
 
 
 def test_short_answers_equal_the_cpus(
@@ -156,6 +180,77 @@ def test_an_abort_between_a_step_and_the_next_under_way(make_fused: Callable[...
     assert second.text == make_fused().ask("Who are you?", max_tokens=4).text
 
 
+@pytest.mark.parametrize("storage", ["int8", "float8"])
+def test_weights_in_8_bits_answer_as_the_cpu_does_with_the_same_weights(
+    folder: Path,
+    tmp_path: Path,
+    storage: Storage,
+    tokenizer: Tokenizer,
+    builder: PromptBuilder,
+) -> None:
+    """Together, alone, greedy and drawn: exact but for the order of additions in float32."""
+    held = load_on_device(folder, torch.float32, torch.device(DEVICE), storage)
+    settings = EngineSettings(
+        device=DEVICE, cache_tokens=2048, block_size=64, chunk_tokens=640, max_num_seqs=4
+    )
+    ours = Desk(Engine(held, tokenizer, settings), builder)
+    model = load_model(rounded(folder, storage, tmp_path / "rounded"))
+    theirs = Desk(Engine(model, tokenizer, EngineSettings(cache_tokens=2048)), builder)
+    asks = [("Hello", 3), ("One two", 2)]
+    keys = [ours.add(question, max_tokens=count) for question, count in asks]
+    ours.run()
+    for key, (question, count) in zip(keys, asks, strict=True):
+        assert ours.answers[key].text == theirs.ask(question, max_tokens=count).text
+    if storage == "float8" and not IS_CUDA:
+        return  # the interpreter takes its time
+    drawn = {"temperature": 0.8, "top_k": 20, "seed": 5}
+    ours_answer = ours.ask("Colour?", plain_picture(), max_tokens=3, **drawn)
+    assert ours_answer.text == theirs.ask("Colour?", plain_picture(), max_tokens=3, **drawn).text
+
+
+@pytest.mark.parametrize("storage", ["int8", "float8"])
+def test_the_embedded_model_reads_totals_with_weights_in_8_bits(
+    tmp_path: Path, storage: Storage, tokenizer: Tokenizer, builder: PromptBuilder
+) -> None:
+    """What rounding costs: nothing here. The CPU computes, in float32, with the rounded weights."""
+    model = load_model(rounded(WEIGHTS, storage, tmp_path))
+    desk = Desk(Engine(model, tokenizer, EngineSettings(cache_tokens=4096)), builder)
+    receipts = [draw_receipt(seed) for seed in range(6)]
+    answers = [desk.ask("What is the total?", decode(found.png)).text for found in receipts]
+    assert answers == [found.total for found in receipts]
+
+
+def test_weights_are_quantised_alike_in_pieces_of_any_size(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device(DEVICE)
+    whole = load_on_device(folder, torch.float32, device, "int8").named()
+    monkeypatch.setattr("visiongate.model.upload.QUANTISED_PIECE_BYTES", 1000)
+    for name, found in load_on_device(folder, torch.float32, device, "int8").named().items():
+        expected = whole[name]
+        if isinstance(found, Matrix8) and isinstance(expected, Matrix8):
+            assert torch.equal(found.scale, expected.scale), name
+            assert torch.equal(found.values, expected.values), name
+        else:
+            assert isinstance(found, torch.Tensor)
+            assert isinstance(expected, torch.Tensor)
+            assert torch.equal(found, expected), name
+
+
+@pytest.mark.parametrize(
+    ("precision", "storage"), [("bfloat16", None), ("int8", "int8"), ("float8", "float8")]
+)
+def test_the_budget_of_a_card_counts_the_model_s_own_tensors(
+    precision: Precision, storage: Storage | None
+) -> None:
+    config = published("Qwen/Qwen3-VL-4B-Instruct")
+    assert config is not None
+    model = CudaQwen3VL(config, torch.bfloat16, torch.device("meta"), storage)
+    held = sum(target.nbytes for target in model.named().values())
+    need = gpu_budget(config, precision, cache_tokens=0, max_rows=1)
+    assert held == pytest.approx(need.weights_bytes, rel=0.003)  # scales are not counted
+
+
 @cuda
 @pytest.mark.cuda
 def test_receipts_read_as_on_the_cpu(
@@ -177,12 +272,16 @@ def test_receipts_read_as_on_the_cpu(
 
 @cuda
 @pytest.mark.cuda
-def test_bfloat16_in_any_company_twice(tokenizer: Tokenizer, builder: PromptBuilder) -> None:
-    model = load_on_device(WEIGHTS, torch.bfloat16, torch.device(DEVICE))
+@pytest.mark.parametrize("precision", ["bfloat16", "int8", "float8"])
+def test_bfloat16_in_any_company_twice(
+    precision: Precision, tokenizer: Tokenizer, builder: PromptBuilder
+) -> None:
+    """With weights of any size; the totals are read right."""
     settings = EngineSettings(
-        precision="bfloat16", device=DEVICE, cache_tokens=65536, block_size=64, max_num_seqs=32,
+        precision=precision, device=DEVICE, cache_tokens=65536, block_size=64, max_num_seqs=32,
         chunk_tokens=640,
     )  # fmt: skip
+    model = load(WEIGHTS, settings)
     pictures = [receipt(seed) for seed in range(8)]
     asks = [
         (question, picture, seed)
@@ -203,9 +302,31 @@ def test_bfloat16_in_any_company_twice(tokenizer: Tokenizer, builder: PromptBuil
         return texts
 
     alone = answers(1)
+    totals = [draw_receipt(seed).total for seed in range(8)]
+    assert alone[0::4] == totals[0::2]  # the greedy ones
     assert answers(16) == alone
     assert answers(16) == alone
     assert answers(5) == alone
+
+
+@cuda
+@pytest.mark.cuda
+def test_a_limit_of_memory_holds(tokenizer: Tokenizer, builder: PromptBuilder) -> None:
+    """The cache takes what is left of it, and answers are the same."""
+    limit = CONTEXT_BYTES + 1_200_000_000
+    wanted = EngineSettings(
+        precision="int8", device=DEVICE, cache_tokens=1 << 20, block_size=64, chunk_tokens=640,
+        device_memory_bytes=limit,
+    )  # fmt: skip
+    try:
+        engine = Engine(load(WEIGHTS, wanted), tokenizer, wanted)
+        engine.warm_up()
+        desk = Desk(engine, builder)
+        assert desk.ask("What is the total?", receipt(1)).text == draw_receipt(1).total
+        assert engine.blocks.num_blocks < wanted.cache_tokens // wanted.block_size
+        assert torch.cuda.memory_reserved() <= limit - CONTEXT_BYTES
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @cuda

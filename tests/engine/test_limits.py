@@ -52,10 +52,10 @@ def test_a_prompt_multiplies_by_every_matrix(size: str) -> None:
 
 def test_every_precision_has_its_width() -> None:
     """A new precision needs a place in each table."""
-    assert set(get_args(Precision)) == set(PRECISIONS)
+    assert set(get_args(Precision)) == {*PRECISIONS, *GPU_PRECISIONS}
     for precision in PRECISIONS:
         assert 0 < bytes_per_weight(precision) <= 2
-    assert [bytes_per_weight(p, device="cuda:0") for p in GPU_PRECISIONS] == [4, 2]
+    assert [bytes_per_weight(p, device="cuda:0") for p in GPU_PRECISIONS] == [4, 2, 1.02, 1.02]
     assert bytes_per_weight("float32", has_kernels=False) == 4
 
 

@@ -16,7 +16,8 @@ from visiongate.engine.engine import Engine
 from visiongate.engine.image import decode
 from visiongate.engine.prompt import PromptBuilder
 from visiongate.engine.tokenizer import Tokenizer
-from visiongate.engine.types import EngineSettings
+from visiongate.engine.types import EngineSettings, WorkerSettings
+from visiongate.engine.worker import _choose_device
 from visiongate.model.weights import load_model
 
 READ = "Read all the text."
@@ -82,3 +83,11 @@ def test_every_level_of_kernels_gives_the_same_words(level: str) -> None:
         receipt = draw_receipt(seed)
         assert receipt.store in text
         assert receipt.lines[0][1] in text
+
+
+def test_float8_falls_back_to_int8_with_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    wanted = EngineSettings(device="cuda:0", precision="float8")
+    settings, reason = _choose_device(WorkerSettings("folder", "model", wanted))
+    assert (settings.device, settings.precision) == ("cpu", "int8")
+    assert "no NVIDIA GPU" in reason

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from visiongate.engine.budget import MIN_CACHE_TOKENS, budget
-from visiongate.gateway.launch import fitting_cache_tokens, wanted_cache_tokens, warnings_of
+from visiongate.gateway.launch import (
+    fitting_cache_tokens,
+    wanted_cache_tokens,
+    warnings_of,
+    workers_of,
+)
 from visiongate.gateway.settings import load
 from visiongate.model.config import ModelConfig
 
@@ -26,6 +31,11 @@ def test_a_full_cache_fits_the_memory_limit(limit: int) -> None:
 def test_a_named_number_of_tokens_is_taken_as_it_is() -> None:
     settings = load({"memory_limit": 800_000_000, "cache_tokens": 50_000})
     assert fitting_cache_tokens(settings, WEIGHTS, "cpu") == 50_000
+
+
+def test_a_limit_of_the_card_s_memory_reaches_its_worker() -> None:
+    (worker,) = workers_of(load({"gpu_memory_limit": 8 * 10**9, "device": "cuda"}), WEIGHTS)
+    assert worker.engine.device_memory_bytes == 8 * 10**9
 
 
 def test_a_switch_without_effect_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

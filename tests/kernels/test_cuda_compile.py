@@ -10,15 +10,16 @@ import pytest
 
 pytest.importorskip("triton")
 
-COMPILE_ALL = """
+COMPILE = """
 import sys
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-from visiongate.kernels.cuda import ops
+from visiongate.kernels.cuda import ops, weight8
 
 CAPABILITY = int(sys.argv[1])
+SHARED_BYTES = {80: 164 << 10, 89: 100 << 10, 90: 228 << 10}[CAPABILITY]  # of a multiprocessor
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64",
          torch.float64: "*fp64"}
 compiled = set()
@@ -37,12 +38,16 @@ def compile_instead(self, *args, grid, warmup, **options):
             if value % 16 == 0:
                 attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(self, signature, constants, attributes)
-    triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
+    done = triton.compile(source, target=GPUTarget("cuda", CAPABILITY, 32), options=options)
+    assert done.metadata.shared <= SHARED_BYTES - 1024
     compiled.add(self.__name__)
 
 JITFunction.run = compile_instead
 meta = lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device="meta")
 i32, f32 = torch.int32, torch.float32
+"""
+
+OPS = """
 for dtype, pdl in ((torch.bfloat16, CAPABILITY >= 90), (torch.float32, False)):
     ops.embed_rows(meta(8, dtype=i32), meta(8, dtype=i32), meta(8, dtype=i32),
                    meta(100, 2560, dtype=dtype), meta(8, 2560, dtype=f32))
@@ -75,16 +80,44 @@ for dtype, pdl in ((torch.bfloat16, CAPABILITY >= 90), (torch.float32, False)):
         meta(2, dtype=i32), meta(256, 4096, dtype=dtype))
     argmax = ops.ArgmaxSpace(8, torch.device("meta"))
     ops.argmax_rows(meta(8, 151936, dtype=f32), argmax, meta(8, dtype=i32), pdl=pdl)
-print(" ".join(sorted(compiled)))
+"""
+
+WEIGHT8 = """
+weight8._machine = lambda device: (CAPABILITY >= 90, SHARED_BYTES)
+meta_device = torch.device("meta")
+for storage in ("int8", "float8"):
+    for N, K, epilogue in (
+        (6144, 2560, "bfloat16"), (2560, 4096, "partials"), (19456, 2560, "silu"),
+        (151936, 2560, "float32"),
+    ):
+        linear = weight8.Linear8(weight8.Matrix8.empty(N, K, storage, meta_device), epilogue)
+        for B in (1, 64):
+            linear(meta(B, K), linear.empty(B))
+    table = weight8.Matrix8.empty(1000, 2560, storage, meta_device)
+    table.widen(meta(1000 * 2560))
+    weight8.embed_rows(meta(8, dtype=i32), meta(8, dtype=i32), meta(8, dtype=i32), table,
+                       meta(8, 2560, dtype=f32))
 """
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-def test_every_kernel_compiles(capability: int) -> None:
+def compiled(work: str, capability: int) -> list[str]:
+    """The names of the kernels that a script launches, once they are compiled."""
+    script = f"{COMPILE}{work}print(' '.join(sorted(compiled)))"
     done = subprocess.run(
-        [sys.executable, "-c", COMPILE_ALL, str(capability)],
+        [sys.executable, "-c", script, str(capability)],
         capture_output=True, text=True, check=False, timeout=110,
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(done.stdout.split()) == 12
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_every_kernel_compiles(capability: int) -> None:
+    assert len(compiled(OPS, capability)) == 12
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90])
+def test_the_kernels_of_weights_in_8_bits_compile(capability: int) -> None:
+    """For the published 4B shape, in the shared memory of a card of each kind."""
+    assert compiled(WEIGHT8, capability) == ["_embed8", "_linear8", "_widen"]

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     import httpx
 
     from visiongate.cli.checks.facts import Facts
+    from visiongate.engine.budget import Budget
     from visiongate.gateway.settings import Settings
+    from visiongate.model.config import ModelConfig
 
 SMALL_WEIGHTS: Final = 500_000_000
 """Weights up to this size are hashed without being asked: it takes a second or two."""
@@ -118,27 +120,29 @@ def machine_checks(settings: Settings, *, hashes: bool = False) -> Iterator[Verd
     yield from machine.judge_machine(facts, settings.preset)
     folder, weights = _find_weights(settings)
     yield weights
-    budgets = _budgets(settings, folder, has_kernels=facts.has_kernels)
+    config = _config(settings, folder)
     is_gpu = settings.device != "cpu" and bool(facts.gpus) and not settings.upstream
-    if budgets:
+    if config is not None:
+        budgets = _budgets(settings, config, has_kernels=facts.has_kernels)
         yield machine.judge_memory(facts, budgets, settings.precision, is_gpu=is_gpu)
         for place in facts.places:
             download = 0 if folder else budgets[1].weights_bytes + 3 * 10**9
             needed = download if place.name == "cache" else machine.LOG_BYTES
             yield machine.judge_place(place, needed)
     if is_gpu:
-        yield from card_checks(settings, folder, facts)
+        yield from card_checks(settings, config, facts)
     if folder and (hashes or _weights_bytes(folder) <= SMALL_WEIGHTS):
         yield judge_hashes(folder)
 
 
-def card_checks(settings: Settings, folder: Path | None, facts: Facts) -> Iterator[Verdict]:
+def card_checks(settings: Settings, config: ModelConfig | None, facts: Facts) -> Iterator[Verdict]:
     """The cards: memory against the model, then what they do when they are asked to work."""
     from visiongate.cli.checks import cards, machine
 
-    budgets = _budgets(settings, folder, has_kernels=facts.has_kernels, device="cuda")
+    budgets = _card_budgets(settings, config) if config is not None else ()
     for index, gpu in enumerate(facts.gpus if budgets else ()):
-        yield machine.judge_card_memory(index, gpu, budgets, settings.precision)
+        limit = min(gpu.memory_bytes, settings.gpu_memory_limit or gpu.memory_bytes)
+        yield machine.judge_card_memory(index, limit, budgets, settings.precision)
     if facts.torch_cuda:
         yield from machine.judge_card_speeds(cards.measure_cards(), facts, settings.preset)
 
@@ -190,20 +194,22 @@ def _find_weights(settings: Settings) -> tuple[Path | None, Verdict]:
     return found, Verdict("weights", "ok", f"{settings.model} at {found}", needed)
 
 
-def _budgets(
-    settings: Settings, folder: Path | None, *, has_kernels: bool, device: str = "cpu"
-) -> tuple[Any, ...]:
-    """The memory table; empty where neither a folder nor a published name tells the shape."""
-    from visiongate.engine.budget import GPU_PRECISIONS, PRECISIONS, budget, published
-    from visiongate.gateway.launch import wanted_cache_tokens
+def _config(settings: Settings, folder: Path | None) -> ModelConfig | None:
+    """The model's shape; None where neither a folder nor a published name tells it."""
+    from visiongate.engine.budget import published
     from visiongate.model.config import ModelConfig
 
     try:
-        config = ModelConfig.from_pretrained(folder) if folder else published(settings.model)
+        return ModelConfig.from_pretrained(folder) if folder else published(settings.model)
     except InvalidCheckpoint:
-        return ()
-    if config is None:
-        return ()
+        return None
+
+
+def _budgets(settings: Settings, config: ModelConfig, *, has_kernels: bool) -> tuple[Budget, ...]:
+    """The memory table of this machine."""
+    from visiongate.engine.budget import PRECISIONS, budget
+    from visiongate.gateway.launch import wanted_cache_tokens
+
     return tuple(
         budget(
             config,
@@ -211,9 +217,25 @@ def _budgets(
             cache_tokens=wanted_cache_tokens(settings),
             image_area=settings.image_area,
             has_kernels=has_kernels,
-            device=device,
         )
-        for precision in (PRECISIONS if device == "cpu" else GPU_PRECISIONS)
+        for precision in PRECISIONS
+    )
+
+
+def _card_budgets(settings: Settings, config: ModelConfig) -> tuple[Budget, ...]:
+    """The memory table of a card."""
+    from visiongate.engine.budget import GPU_PRECISIONS, gpu_budget
+    from visiongate.gateway.launch import wanted_cache_tokens
+
+    return tuple(
+        gpu_budget(
+            config,
+            precision,
+            cache_tokens=wanted_cache_tokens(settings),
+            max_rows=settings.max_concurrency,
+            image_area=settings.image_area,
+        )
+        for precision in GPU_PRECISIONS
     )
 
 

@@ -20,7 +20,7 @@ Model = Annotated[
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(help="float32, bfloat16 or int8."),
+    typer.Option(help="float32, bfloat16, int8 or, on a GPU, float8."),
 ]
 Device = Annotated[
     str | None,

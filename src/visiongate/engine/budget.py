@@ -3,10 +3,10 @@
     weights      linear maps at the precision's width; on the CPU the embedding stays in the file
     cache        keys and values of every token that may be held at once
     work         one picture of the largest area in the vision tower, one step in the decoder
-    program      two processes, or a card's context and graphs, and the features of recent pictures
+    program      two processes and the features of recent pictures; on a card its context
 
 On the CPU "float32" stores published bfloat16 weights as they are and computes in float32: two
-bytes each. A card stores what it computes with: four.
+bytes each. A card stores what it computes with: four; `gpu_budget` tells of its memory.
 """
 
 from __future__ import annotations
@@ -18,16 +18,23 @@ from visiongate.engine.types import Precision
 from visiongate.model.config import GenerationDefaults, ModelConfig, TextConfig, VisionConfig
 
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16", "int8")
-GPU_PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16")
-"""Those that a card computes with."""
-
+GPU_PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16", "int8", "float8")
 PROGRAM_BYTES: Final = 480_000_000
 """Both processes with their libraries (measured: 0.45 GB with the embedded model)."""
 
-CARD_BYTES: Final = 1_000_000_000
-"""On a card: CUDA's context, the kernels, the graphs and their work spaces."""
-
 FEATURE_BYTES: Final = 256 * 1024 * 1024
+
+CONTEXT_BYTES: Final = 600_000_000
+"""A process on a card before its first tensor: the driver's context, libraries, kernels."""
+
+LIBRARY_BYTES: Final = 150_000_000
+"""What matrix libraries work in, and what lies between tensors."""
+
+GPU_CHUNK_TOKENS: Final = 640
+NUM_POSITION_TABLES: Final = 16
+NUM_PICTURE_STATES: Final = 8
+"""Sizes of pictures whose positions, and whose streams and graphs, a card keeps."""
+
 STEP_TOKENS: Final = 2048
 MIN_CACHE_TOKENS: Final = 4096
 """One picture at the default area (1024 visual tokens), its question and a long answer."""
@@ -75,25 +82,66 @@ def budget(
     cache_tokens: int,
     image_area: int = 1024 * 1024,
     has_kernels: bool = True,
-    device: str = "cpu",
 ) -> Budget:
-    """What a model needs at one precision, on the CPU or on one card."""
+    """What a model needs at one precision on the CPU."""
     vision, text = config.vision, config.text
     patches = image_area // vision.patch_size**2
     tower = patches * (8 * vision.hidden_size + 2 * vision.intermediate_size)
     step = STEP_TOKENS * (6 * text.hidden_size + 3 * text.intermediate_size)
     per_token = bytes_per_token(text, precision)
-    is_cpu = device == "cpu"
-    num_weights = num_linear_weights(config) if is_cpu else num_parameters(config)
-    per_weight = bytes_per_weight(precision, has_kernels=has_kernels, device=device)
+    per_weight = bytes_per_weight(precision, has_kernels=has_kernels)
     return Budget(
         precision,
-        int(num_weights * per_weight),
+        int(num_linear_weights(config) * per_weight),
         cache_tokens * per_token,
         4 * max(tower, step),
         cache_tokens,
         per_token,
-        (PROGRAM_BYTES if is_cpu else CARD_BYTES) + FEATURE_BYTES,
+    )
+
+
+def gpu_budget(
+    config: ModelConfig,
+    precision: Precision,
+    *,
+    cache_tokens: int,
+    max_rows: int,
+    feature_bytes: int = FEATURE_BYTES,
+    image_area: int = 1024 * 1024,
+) -> Budget:
+    """What a model needs of a card's memory; 8 bits are for the decoder's matrices alone.
+
+    The work is one picture in the tower, with and without its graphs, what is kept of other sizes
+    (all as large as can be), a chunk of a prompt, `max_rows` answers with their graphs and draws,
+    the features of recent pictures and, with 8 bits, one matrix widened.
+    """
+    text, vision = config.text, config.vision
+    is_8_bits = precision in ("int8", "float8")
+    size = 4 if precision == "float32" else 2
+    C, inner = text.hidden_size, text.intermediate_size
+    queries = text.num_attention_heads * text.head_dim
+    qkv = queries + 2 * text.num_key_value_heads * text.head_dim
+    matrices = text.num_hidden_layers * C * (qkv + queries + 3 * inner)
+    matrices += text.vocab_size * C * (1 if config.tie_word_embeddings else 2)
+    weights = num_parameters(config) * size - matrices * (size - 1 if is_8_bits else 0)
+    num_taps = len(vision.deepstack_visual_indexes)
+    stream = 4 * C * (1 + num_taps) + 4 * text.head_dim + size * (3 * C + queries + inner)
+    chunk = GPU_CHUNK_TOKENS * (stream + size * (qkv + 2 * inner))
+    answers = max_rows * text.vocab_size * 4 * 8  # logits of some graphs, and copies to draw from
+    patches = image_area // vision.patch_size**2
+    tower = size * patches * (8 * vision.hidden_size + 2 * vision.intermediate_size)
+    angles = 4 * vision.head_dim
+    kept = NUM_POSITION_TABLES * patches * (size * vision.hidden_size + angles)
+    kept += NUM_PICTURE_STATES * patches * (2 * size * vision.hidden_size + angles)
+    wide = size * 2 * inner * C if is_8_bits else 0
+    return Budget(
+        precision,
+        weights,
+        cache_tokens * bytes_per_token(text, precision),
+        chunk + answers + 2 * tower + kept + wide + feature_bytes + LIBRARY_BYTES,
+        cache_tokens,
+        bytes_per_token(text, precision),
+        program_bytes=CONTEXT_BYTES,
     )
 
 
@@ -106,7 +154,7 @@ def bytes_per_weight(
     """
     if precision == "float32":
         return 2.0 if has_kernels and device == "cpu" else 4.0
-    return {"bfloat16": 2.0, "int8": 1.02}[precision]
+    return {"bfloat16": 2.0, "int8": 1.02, "float8": 1.02}[precision]
 
 
 def bytes_per_token(text: TextConfig, precision: Precision) -> int:

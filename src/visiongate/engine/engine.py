@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from visiongate import kernels
+from visiongate.engine.budget import CONTEXT_BYTES, gpu_budget
 from visiongate.engine.cache import BlockNamer, BlockPool, FeatureCache
 from visiongate.engine.drafts import propose
 from visiongate.engine.grammar import GrammarCompiler
@@ -57,7 +58,10 @@ from visiongate.model.weights import load_model
 logger = logging.getLogger(__name__)
 
 GPU_CACHE_SHARE = 0.8
-"""Of a card's memory that is free after loading; the rest is for pictures and steps."""
+"""Of a card's memory that is free after loading, the most that the cache takes."""
+
+LEAST_GPU_CACHE_TOKENS = 2048
+"""A picture at the default area, its question and an answer."""
 
 PREFILL_SECONDS_ALONE = 2.5
 LEAST_PREFILL_ALONE = 256
@@ -74,6 +78,10 @@ class Engine:
         self.settings = settings
         self.tokenizer = tokenizer
         is_fused = not isinstance(model, Qwen3VL)
+        if isinstance(model, Qwen3VL):
+            dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
+        else:
+            dtype = model.dtype
         num_blocks = fitting_blocks(model, settings)
         pool = KVPool.allocate(
             num_layers=text.num_hidden_layers,
@@ -81,7 +89,7 @@ class Engine:
             block_size=settings.block_size,
             num_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
-            dtype=torch.float32 if settings.precision == "float32" else torch.bfloat16,
+            dtype=dtype,
             device=settings.device,
             heads_first=is_fused,
         )
@@ -579,14 +587,45 @@ class _Totals:
 
 def load(path: str | Path, settings: EngineSettings) -> AnyModel:
     """A checkpoint as the settings' device computes it; raises InvalidCheckpoint."""
+    precision = settings.precision
     if settings.device == "cpu":
-        return load_model(path, settings.precision)
-    if settings.precision == "int8":
-        raise InvalidSettings("precision=int8 is for the CPU; on a GPU use bfloat16 or float32")
+        if precision == "float8":
+            raise InvalidSettings("precision=float8 is for GPUs; on the CPU int8 is as small")
+        return load_model(path, precision)
     from visiongate.model.upload import load_on_device
 
-    dtype = torch.float32 if settings.precision == "float32" else torch.bfloat16
-    return load_on_device(path, dtype, torch.device(settings.device))
+    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    storage = precision if precision == "int8" or precision == "float8" else None
+    if storage is not None:
+        major, minor = torch.cuda.get_device_capability(settings.device)
+        if major < 8:
+            raise InvalidSettings(
+                f"precision={precision} needs a card of compute capability 8.0 or newer; "
+                f"{settings.device} has {major}.{minor}"
+            )
+    limit_device_memory(settings)
+    try:
+        return load_on_device(path, dtype, torch.device(settings.device), storage)
+    except torch.OutOfMemoryError:
+        raise too_small_a_card(settings) from None
+
+
+def limit_device_memory(settings: EngineSettings) -> None:
+    """Holds this process to `device_memory_bytes` of its card, the driver's share included."""
+    if settings.device_memory_bytes:
+        _, total = torch.cuda.mem_get_info(settings.device)
+        room = max(0, settings.device_memory_bytes - CONTEXT_BYTES)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, room / total), settings.device)
+
+
+def too_small_a_card(settings: EngineSettings) -> InvalidSettings:
+    """What a model that does not fit is answered with."""
+    limit = settings.device_memory_bytes or torch.cuda.mem_get_info(settings.device)[1]
+    return InvalidSettings(
+        f"{limit / 1e9:.1f} GB of {settings.device} are too few for this model in "
+        f"{settings.precision}: `visiongate doctor` says what it needs (--precision int8, fewer "
+        "MAX_CONCURRENCY, or VISIONGATE_GPU_MEMORY_LIMIT)"
+    )
 
 
 def make_runner(
@@ -606,15 +645,35 @@ def make_runner(
 
 
 def fitting_blocks(model: AnyModel, settings: EngineSettings) -> int:
-    """The wanted number of cache blocks, on a GPU no more than its free memory holds."""
+    """The wanted number of cache blocks, on a GPU no more than its memory holds beside the work.
+
+    Raises InvalidSettings where not even one short answer fits.
+    """
     wanted = settings.cache_tokens // settings.block_size
     if settings.device == "cpu":
         return wanted
-    text = model.config.text
-    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-    per_block = per_token * settings.block_size * (4 if settings.precision == "float32" else 2)
-    free_bytes, _ = torch.cuda.mem_get_info(settings.device)
-    return max(1, min(wanted, int(free_bytes * GPU_CACHE_SHARE) // per_block))
+    need = gpu_budget(
+        model.config,
+        settings.precision,
+        cache_tokens=settings.cache_tokens,
+        max_rows=settings.max_num_seqs,
+        feature_bytes=settings.feature_cache_bytes,
+    )
+    free = free_device_bytes(settings)
+    room = min(free - need.work_bytes, int(free * GPU_CACHE_SHARE))
+    fitting = room // (need.bytes_per_token * settings.block_size)
+    if fitting < min(wanted, LEAST_GPU_CACHE_TOKENS // settings.block_size):
+        raise too_small_a_card(settings)
+    return min(wanted, fitting)
+
+
+def free_device_bytes(settings: EngineSettings) -> int:
+    """What this process may still take of its card."""
+    free, _ = torch.cuda.mem_get_info(settings.device)
+    if settings.device_memory_bytes:
+        taken = torch.cuda.memory_reserved(settings.device) + CONTEXT_BYTES
+        free = min(free, settings.device_memory_bytes - taken)
+    return max(0, free)
 
 
 def _usage(sequence: Sequence) -> Usage:

@@ -282,10 +282,11 @@ class ImageEncoder:
 
     def _upload(self, pixels: np.ndarray) -> Tensor:
         """The picture's bytes on the device; on a GPU their way there overlaps with its work."""
-        tensor = torch.from_numpy(np.array(pixels))
         if self.device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+            return torch.from_numpy(np.array(pixels))
+        pinned = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+        np.copyto(pinned.numpy(), pixels)
+        return pinned.to(self.device, non_blocking=True)
 
     def _stages_for(self, seconds: float, num_patches: int) -> int:
         per_stage = self._seconds_per_patch_stage * num_patches

@@ -21,7 +21,7 @@ FinishReason = Literal["stop", "length", "repetition", "abort", "deadline"]
 """Why a sequence ended: an end token or stop string; `max_tokens` or the context; the repetition
 guard; the caller left; the request's own deadline."""
 
-Precision = Literal["float32", "bfloat16", "int8"]
+Precision = Literal["float32", "bfloat16", "int8", "float8"]
 """How linear maps are stored and multiplied; float32 keeps bfloat16 weights as they are."""
 
 GrammarKind = Literal["json_object", "json_schema", "regex", "lark"]
@@ -248,6 +248,7 @@ class EngineSettings:
         drafts: guess repeated text ahead (prompt lookup) and verify the guesses in one step.
         chunk_tokens: the most tokens of a prompt's chunk, where the prompt alone is to decide how
             it is cut (GPUs: other cuts give other bits); 0 cuts by what a step has room for.
+        device_memory_bytes: the most that a GPU's process may use of the card; 0 for all of it.
     """
 
     precision: Precision = "float32"
@@ -263,6 +264,7 @@ class EngineSettings:
     drafts: bool = True
     use_onnx_runtime: bool = False
     chunk_tokens: int = 0
+    device_memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +332,7 @@ class ModelInfo:
         model_id: the name that the API shows.
         path: the folder the model was loaded from.
         revision: a commit of a hub, or the digest of the weights' headers.
-        precision: "float32", "bfloat16" or "int8".
+        precision: "float32", "bfloat16", "int8" or "float8".
         device: "cpu" or "cuda:0".
         backend: which kernels compute, in words ("torch", "avx512", "triton").
         load_seconds: time from the worker's start to ready, by stage.

@@ -346,7 +346,9 @@ def _choose_device(settings: WorkerSettings) -> tuple[EngineSettings, str]:
         raise VisionGateError(f"{wanted} cannot be used: no NVIDIA GPU is visible to this process")
     reason = f"{wanted} cannot be used (no NVIDIA GPU is visible); running on the CPU, slowly"
     logger.warning(reason)
-    return dataclasses.replace(settings.engine, device="cpu"), reason
+    precision = settings.engine.precision
+    precision = "int8" if precision == "float8" else precision  # as small, on the CPU
+    return dataclasses.replace(settings.engine, device="cpu", precision=precision), reason
 
 
 class _StageClock:

@@ -56,6 +56,7 @@ def workers_of(settings: Settings, path: Path) -> list[WorkerSettings]:
                 max_prefills=batch_size_of(settings),
                 cache_tokens=fitting_cache_tokens(settings, path, device),
                 use_onnx_runtime=settings.use_onnx_runtime,
+                device_memory_bytes=settings.gpu_memory_limit,
             ),
             fall_back_to_cpu=settings.cpu_fallback,
         )

@@ -27,7 +27,7 @@ from pydantic import (
 from visiongate.errors import InvalidSettings
 
 Preset = Literal["mini", "cpu", "pro"]
-Precision = Literal["float32", "bfloat16", "int8"]
+Precision = Literal["float32", "bfloat16", "int8", "float8"]
 Device = Literal["auto", "cpu", "cuda"]
 
 PREFIX: Final = "VISIONGATE_"
@@ -84,7 +84,9 @@ class Settings(BaseModel):
         "", description="A model folder or a hub's id; empty is the preset's own model."
     )
     model_name: str = Field("", description="The name that the API shows; empty derives it.")
-    precision: Precision = Field("float32", description="Numeric type of the weights.")
+    precision: Precision = Field(
+        "float32", description="Numeric type of the weights; float8 is for GPUs."
+    )
     device: Device = Field("auto", description="Where the model runs; auto prefers a GPU.")
     threads: int = Field(
         0, ge=0, le=1024, description="Compute threads; 0 follows the CPU quota of the container."
@@ -169,6 +171,9 @@ class Settings(BaseModel):
     )
     memory_limit: int = Field(
         0, ge=0, description="Bytes that the service may use; 0 follows the container or machine."
+    )
+    gpu_memory_limit: int = Field(
+        0, ge=0, description="Bytes of each card that its worker may use; 0 is all that is free."
     )
     heartbeat_seconds: float = Field(
         10.0, gt=0, le=300, description="Pause between comment lines of a silent stream."

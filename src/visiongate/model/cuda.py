@@ -20,16 +20,21 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visiongate.kernels.cuda import attention, nvrtc, ops, stream
+from visiongate.kernels.cuda import attention, nvrtc, ops, stream, weight8
+from visiongate.kernels.cuda.weight8 import Matrix8
 from visiongate.model.config import ModelConfig, VisionConfig
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
 from visiongate.model.layers import MRotaryEmbedding
 from visiongate.model.vision import Encoding, Grid, position_tables
+
+MatrixT = TypeVar("MatrixT", Tensor, Matrix8)
+Linear = stream.StreamLinear | weight8.Linear8
 
 
 def has_dependent_launch(device: torch.device) -> bool:
@@ -38,17 +43,17 @@ def has_dependent_launch(device: torch.device) -> bool:
 
 
 @dataclass(slots=True, eq=False)
-class DecoderLayer:
-    """One layer's weights."""
+class DecoderLayer(Generic[MatrixT]):
+    """One layer's weights; the matrices are tensors, or held in 8 bits."""
 
     input_norm: Tensor
-    qkv: Tensor
+    qkv: MatrixT
     q_norm: Tensor
     k_norm: Tensor
-    o: Tensor
+    o: MatrixT
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: MatrixT
+    down: MatrixT
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +87,7 @@ class Products:
     Torch's library has no promise about bits: rows may differ between batches in the last one.
     """
 
-    def __init__(self, layer: DecoderLayer) -> None:
+    def __init__(self, layer: DecoderLayer[Tensor]) -> None:
         self.layer = layer
 
     def outputs(self, num_rows: int) -> list[Tensor]:
@@ -114,14 +119,19 @@ class Products:
 
 
 class StreamProducts(Products):
-    """The same through `kernels.cuda.stream`: at the speed of memory, equal bits in any batch."""
+    """The same at the speed of memory, with equal bits in any batch.
 
-    def __init__(self, layer: DecoderLayer) -> None:
+    `linear` makes a layer of a matrix: `stream.StreamLinear`, or `weight8.Linear8` for 8 bits.
+    """
+
+    def __init__(
+        self, layer: DecoderLayer[Any], linear: Callable[[Any, stream.Epilogue], Linear]
+    ) -> None:
         super().__init__(layer)
-        self._qkv = stream.StreamLinear(layer.qkv, "bfloat16")
-        self._o = stream.StreamLinear(layer.o, "partials")
-        self._gate_up = stream.StreamLinear(layer.gate_up, "silu")
-        self._down = stream.StreamLinear(layer.down, "partials")
+        self._qkv = linear(layer.qkv, "bfloat16")
+        self._o = linear(layer.o, "partials")
+        self._gate_up = linear(layer.gate_up, "silu")
+        self._down = linear(layer.down, "partials")
 
     def outputs(self, num_rows: int) -> list[Tensor]:
         """What the products write for `num_rows` rows: qkv, o, gate-up, down."""
@@ -173,47 +183,65 @@ class DecodeState:
 
 
 class CudaDecoder:
-    """The decoder's weights and its two ways of computing."""
+    """The decoder's weights and its two ways of computing.
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    With a `storage` its matrices and the embedding are held in 8 bits; `dtype` is what flows
+    between the products.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        storage: weight8.Storage | None = None,
+    ) -> None:
         text = config.text
         if text.attention_bias:
             raise ValueError("attention biases are not part of the published Qwen3-VL checkpoints")
         self.config = text
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self.storage = dtype, device, storage
         C, inner = text.hidden_size, text.intermediate_size
         D = text.head_dim
         self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads
         qkv = (self.heads + 2 * self.kv_heads) * D
-        self.layers = [
+        self.layers: list[DecoderLayer[Any]] = [  # all Tensor or, with a storage, all Matrix8
             DecoderLayer(
                 input_norm=self._empty(C),
-                qkv=self._empty(qkv, C),
+                qkv=self._matrix(qkv, C),
                 q_norm=self._empty(D),
                 k_norm=self._empty(D),
-                o=self._empty(C, self.heads * D),
+                o=self._matrix(C, self.heads * D),
                 post_norm=self._empty(C),
-                gate_up=self._empty(2 * inner, C),
-                down=self._empty(C, inner),
+                gate_up=self._matrix(2 * inner, C),
+                down=self._matrix(C, inner),
             )
             for _ in range(text.num_hidden_layers)
         ]
         self.norm = self._empty(C)
-        self.embedding = self._empty(text.vocab_size, C)
+        self.embedding = self._matrix(text.vocab_size, C)
         tied = config.tie_word_embeddings
-        self.head = self.embedding if tied else self._empty(text.vocab_size, C)
+        self.head = self.embedding if tied else self._matrix(text.vocab_size, C)
         self.rotary = MRotaryEmbedding(D, text.rope_theta, text.mrope_section).to(device)
         self._cos = self._sin = torch.empty(0, D // 2, device=device)
         self._products: list[Products] = []
-        self._stream_head: stream.StreamLinear | None = None
+        self._stream_head: Linear | None = None
+        self._wide = self._empty(0)
 
     def prepare(self, num_positions: int) -> None:
         """Readies `decode`, once the weights are there, for rotary positions up to a number."""
         places = torch.arange(num_positions, device=self.device).float()[:, None]
         angles = places * self.rotary.inv_freq
         self._cos, self._sin = angles.cos().contiguous(), angles.sin().contiguous()
-        if self.can_stream:
-            self._products = [StreamProducts(layer) for layer in self.layers]
+        if isinstance(self.head, Matrix8):
+            linear = functools.partial(weight8.Linear8, dtype=self.dtype)
+            self._products = [StreamProducts(layer, linear) for layer in self.layers]
+            self._stream_head = linear(self.head, "float32")
+            layer = self.layers[0]
+            shapes = (m.shape for m in (layer.qkv, layer.o, layer.gate_up, layer.down))
+            self._wide = self._empty(max(N * K for N, K in shapes))
+        elif self.can_stream:
+            self._products = [StreamProducts(layer, stream.StreamLinear) for layer in self.layers]
             self._stream_head = stream.StreamLinear(self.head, "float32")
         else:
             self._products = [Products(layer) for layer in self.layers]
@@ -229,14 +257,14 @@ class CudaDecoder:
     @property
     def can_stream(self) -> bool:
         """Whether the streaming kernels take these weights on this device."""
-        if self.dtype != torch.bfloat16 or self.device.type != "cuda":
+        if self.dtype != torch.bfloat16 or self.device.type != "cuda" or self.storage:
             return False
         layer = self.layers[0]
         weights = (layer.qkv, layer.o, layer.gate_up, layer.down, self.head)
         fits = all(stream.supports(*weight.shape) for weight in weights)
         return fits and nvrtc.is_available(self.device.index or 0)
 
-    def named(self) -> Iterable[tuple[str, Tensor]]:
+    def named(self) -> Iterable[tuple[str, Tensor | Matrix8]]:
         """Every tensor of the checkpoint and where it goes; parts of fused matrices are views."""
         text, root = self.config, "model.language_model."
         q, kv = self.heads * text.head_dim, self.kv_heads * text.head_dim
@@ -298,10 +326,13 @@ class CudaDecoder:
         x, y = state.residual, state.normed
         streams = self._stream_head is not None
         pdl = streams and has_dependent_launch(self.device)
-        add_norm = stream.add_norm if streams else ops.add_norm
+        add_norm = stream.add_norm if streams and self._has_stream_norm else ops.add_norm
         attend = self._attention(pool.block_size, pdl)
         parts: Tensor | None = None
-        ops.embed_rows(token, state.drawn, source, self.embedding, x)
+        if isinstance(self.embedding, Matrix8):
+            weight8.embed_rows(token, state.drawn, source, self.embedding, x)
+        else:
+            ops.embed_rows(token, state.drawn, source, self.embedding, x)
         for index, (layer, products) in enumerate(zip(self.layers, self._products, strict=True)):
             add_norm(x, parts, layer.input_norm, eps, y)
             products.qkv(y, state.qkv)
@@ -373,7 +404,7 @@ class CudaDecoder:
         `num_cached` tokens of the sequence are in the cache already.
         """
         T, half = len(batch.token_ids), self.config.head_dim // 2
-        state.residual[:T] = F.embedding(batch.token_ids, self.embedding)
+        state.residual[:T] = self._embed(batch.token_ids)
         state.residual[T:] = 0
         features = batch.features
         if features is not None:
@@ -401,7 +432,7 @@ class CudaDecoder:
         parts: Tensor | None = None
         for index, layer in enumerate(self.layers):
             ops.add_norm(x, parts, layer.input_norm, eps, y)
-            qkv = F.linear(y, layer.qkv)
+            qkv = F.linear(y, self._weight(layer.qkv))
             keys, values = pool.keys[index], pool.values[index]
             ops.qk_norm_rope_store(
                 qkv,
@@ -415,10 +446,10 @@ class CudaDecoder:
                 eps,
             )
             ops.prompt_attention(qkv, keys, values, state.table, state.span, state.attended)
-            torch.mm(state.attended, layer.o.t(), out=delta[0])
+            torch.mm(state.attended, self._weight(layer.o).t(), out=delta[0])
             ops.add_norm(x, delta, layer.post_norm, eps, y)
-            ops.silu_mul(F.linear(y, layer.gate_up), state.inner)
-            torch.mm(state.inner, layer.down.t(), out=delta[0])
+            ops.silu_mul(F.linear(y, self._weight(layer.gate_up)), state.inner)
+            torch.mm(state.inner, self._weight(layer.down).t(), out=delta[0])
             parts = delta
             if index < len(state.taps):
                 x += state.taps[index]
@@ -434,12 +465,35 @@ class CudaDecoder:
         return logits
 
     def _head(self, x: Tensor, out: Tensor) -> None:
-        if self.dtype == torch.float32:
+        if isinstance(self.head, Matrix8):
+            assert self._stream_head is not None, "`prepare` comes first"
+            self._stream_head(x, out)
+        elif self.dtype == torch.float32:
             torch.mm(x, self.head.t(), out=out)
         elif x.is_cuda:
             torch.mm(x, self.head.t(), out_dtype=torch.float32, out=out)
         else:
             out.copy_(x @ self.head.t())
+
+    @property
+    def _has_stream_norm(self) -> bool:
+        if self.dtype != torch.bfloat16 or self.device.type != "cuda":
+            return False
+        return nvrtc.is_available(self.device.index or 0)
+
+    def _embed(self, token_ids: Tensor) -> Tensor:
+        if isinstance(self.embedding, Matrix8):
+            return self.embedding.lookup(token_ids)
+        return F.embedding(token_ids, self.embedding)
+
+    def _weight(self, matrix: Tensor | Matrix8) -> Tensor:
+        """The matrix for a large product; one in 8 bits is valid until the next is asked for."""
+        return matrix.widen(self._wide) if isinstance(matrix, Matrix8) else matrix
+
+    def _matrix(self, N: int, K: int) -> Tensor | Matrix8:
+        if self.storage is None:
+            return self._empty(N, K)
+        return Matrix8.empty(N, K, self.storage, self.device)
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -672,14 +726,24 @@ class CudaVisionTower:
 
 
 class CudaQwen3VL:
-    """Pictures and tokens to logits on one GPU; weights are loaded by `upload.load_on_device`."""
+    """Pictures and tokens to logits on one GPU; weights are loaded by `upload.load_on_device`.
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    A `storage` of 8 bits is for the decoder, nine tenths of the weights; the vision tower stays in
+    `dtype`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        storage: weight8.Storage | None = None,
+    ) -> None:
         self.config = config
         self.dtype, self.device = dtype, device
         self.visual = CudaVisionTower(config.vision, dtype, device)
-        self.decoder = CudaDecoder(config, dtype, device)
+        self.decoder = CudaDecoder(config, dtype, device, storage)
 
-    def named(self) -> dict[str, Tensor]:
+    def named(self) -> dict[str, Tensor | Matrix8]:
         """Every tensor of the checkpoint by name, to be filled in place."""
         return dict((*self.visual.named(), *self.decoder.named()))

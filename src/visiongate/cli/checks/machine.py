@@ -7,7 +7,7 @@ from typing import Final
 
 from visiongate.cli.checks import Level, Verdict
 from visiongate.cli.checks.cards import CardSpeed
-from visiongate.cli.checks.facts import Facts, Gpu, Place
+from visiongate.cli.checks.facts import Facts, Place
 from visiongate.engine.budget import MIN_CACHE_TOKENS, PRECISIONS, Budget
 
 MIN_GLIBC: Final = (2, 28)
@@ -21,9 +21,6 @@ DISK_BYTES: Final = 15 * 10**9
 LOG_BYTES: Final = 10**9
 GOOD_READ_SHARE: Final = 0.7
 """Of what a card's memory could give; an idle, healthy card reads 85 to 95 percent."""
-
-CARD_CACHE_SHARE: Final = 0.8
-"""Of a card's memory that is free after loading, for keys and values: as the engine does."""
 
 
 def judge_machine(facts: Facts, preset: str) -> Iterator[Verdict]:
@@ -156,7 +153,10 @@ def judge_memory(
     measured = f"{where} {_gb(limit)}, {_gb(used)} in use"
     if is_gpu:
         return _judge_host_memory(measured, limit)
-    chosen = next(budget for budget in budgets if budget.precision == precision)
+    chosen = next((budget for budget in budgets if budget.precision == precision), None)
+    if chosen is None:
+        fix = "--precision int8 is as small"
+        return Verdict("memory", "failed", measured, f"a GPU for {precision}", fix)
     tokens = chosen.fitting_cache_tokens(limit)
     needed = f"{_gb(chosen.total_bytes)} for {precision}"
     details = tuple(
@@ -226,22 +226,21 @@ def judge_gpu(facts: Facts, preset: str) -> Iterator[Verdict]:
         yield Verdict("torch", level, f"torch {facts.libraries.get('torch')}", "CUDA build", fix)
 
 
-def judge_card_memory(index: int, gpu: Gpu, budgets: tuple[Budget, ...], precision: str) -> Verdict:
-    """One card's memory against what the model takes of it at the chosen precision."""
-    name, measured = f"gpu {index} memory", _gb(gpu.memory_bytes)
+def judge_card_memory(
+    index: int, limit: int, budgets: tuple[Budget, ...], precision: str
+) -> Verdict:
+    """A card's memory, or what may be used of it, against what the model takes at a precision."""
+    name, measured = f"gpu {index} memory", _gb(limit)
     details = tuple(
-        f"{'fits    ' if _card_tokens(gpu, budget) else 'too much'}  {budget}" for budget in budgets
+        f"{'fits    ' if budget.fitting_cache_tokens(limit) else 'too much'}  {budget}"
+        for budget in budgets
     )
-    chosen = next((budget for budget in budgets if budget.precision == precision), None)
-    if chosen is None:
-        known = " or ".join(budget.precision for budget in budgets)
-        fix = f"--precision {known}; {precision} is for the CPU"
-        return Verdict(name, "failed", measured, f"{precision} on a card", fix, details)
+    chosen = next(budget for budget in budgets if budget.precision == precision)
     least = chosen.fixed_bytes + chosen.bytes_per_token * MIN_CACHE_TOKENS
     needed = f"{_gb(least)} or more for {precision}"
-    tokens = _card_tokens(gpu, chosen)
+    tokens = chosen.fitting_cache_tokens(limit)
     if not tokens:
-        smaller = [b for b in budgets if _card_tokens(gpu, b) and b.precision != precision]
+        smaller = [b for b in budgets if b.fitting_cache_tokens(limit) and b.precision != precision]
         advice = f"--precision {smaller[0].precision}" if smaller else "a smaller model"
         return Verdict(name, "failed", measured, needed, f"too small: {advice}", details)
     room = min(tokens, chosen.cache_tokens)
@@ -294,13 +293,6 @@ def _judge_compilers(name: str, card: CardSpeed, level: Level) -> Verdict:
         fix = "slower decoding: through torch's own products"
         return Verdict(name, "warning", f"Triton works; {card.nvrtc}", needed, fix)
     return Verdict(name, "ok", "Triton and NVRTC work", needed)
-
-
-def _card_tokens(gpu: Gpu, budget: Budget) -> int:
-    """Tokens whose keys and values a card holds beside the model; 0 where it is too small."""
-    room = int(CARD_CACHE_SHARE * max(0, gpu.memory_bytes - budget.fixed_bytes))
-    tokens = room // budget.bytes_per_token
-    return tokens if tokens >= MIN_CACHE_TOKENS else 0
 
 
 def judge_containers(facts: Facts) -> Iterator[Verdict]:
