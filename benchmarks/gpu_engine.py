@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_engine [--out FILE] [section ...]
 
-Sections: decode, first, gaps, crowd, oracle, transformers. `--dry` runs them in small on the CPU,
+Sections: decode, first, gaps, crowd, long, oracle, transformers. `--dry` runs them in small on the CPU,
 through Triton's interpreter, to see that they run.
 """
 
@@ -217,6 +217,22 @@ def crowd(results: Results, bench: Bench) -> None:
     }
 
 
+def long(results: Results, bench: Bench) -> None:
+    """A prompt of 32,000 tokens: its first token, and steps behind it."""
+    num_text, num_new = (300, 4) if bench.is_dry else (32_000, 64)
+    request = bench.make(num_new, has_picture=False, num_text=num_text)
+    start, times = time.perf_counter(), []
+    bench.engine.add(request)
+    while bench.engine.has_work:
+        times += [time.perf_counter() - start for event in bench.engine.step() if event.num_tokens]
+    results["long"] = {
+        "prompt_tokens": num_text,
+        "answer_tokens": len(times),
+        "first_token_s": times[0],
+        "step_ms": (times[-1] - times[0]) * 1e3 / (len(times) - 1),
+    }
+
+
 def hf_model(bench: Bench, dtype: torch.dtype) -> Any:
     """Transformers' model with the same weights."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -392,6 +408,7 @@ SECTIONS: dict[str, Callable[[Results, Bench], None]] = {
     "first": first,
     "gaps": gaps,
     "crowd": crowd,
+    "long": long,
     "oracle": oracle,
     "transformers": transformers,
 }

@@ -311,6 +311,27 @@ def test_bfloat16_in_any_company_twice(
 
 @cuda
 @pytest.mark.cuda
+def test_the_second_card_answers_as_the_first(tokenizer: Tokenizer, builder: PromptBuilder) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one card")
+    texts = []
+    try:
+        for device in ("cuda:1", "cuda:0"):
+            settings = EngineSettings(
+                precision="bfloat16", device=device, cache_tokens=16384, block_size=64,
+                chunk_tokens=640,
+            )  # fmt: skip
+            engine = Engine(load(WEIGHTS, settings), tokenizer, settings)
+            engine.warm_up()
+            desk = Desk(engine, builder)
+            texts.append([desk.ask("Read all text.", receipt(seed)).text for seed in range(3)])
+    finally:
+        torch.cuda.set_device(0)
+    assert texts[0] == texts[1]
+
+
+@cuda
+@pytest.mark.cuda
 def test_a_limit_of_memory_holds(tokenizer: Tokenizer, builder: PromptBuilder) -> None:
     """The cache takes what is left of it, and answers are the same."""
     limit = CONTEXT_BYTES + 1_200_000_000

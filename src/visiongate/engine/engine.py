@@ -10,6 +10,7 @@ Read `step` first: it is the table of contents.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter, deque
@@ -198,9 +199,9 @@ class Engine:
         """Answers a tiny text prompt, so that the first request meets warm code."""
         self.runner.warm_up()
         if self.runner.device.type == "cuda":  # so that no picture waits for memory
-            torch.empty(
-                2 * self.settings.feature_cache_bytes, dtype=torch.uint8, device=self.runner.device
-            )
+            with contextlib.suppress(torch.OutOfMemoryError):
+                size = self.settings.feature_cache_bytes
+                torch.empty(size, dtype=torch.uint8, device=self.runner.device)
         tokens = self.tokenizer.encode("Hello")
         positions = np.broadcast_to(np.arange(len(tokens), dtype=np.int32), (3, len(tokens)))
         prompt = Prompt(tokens, positions, rope_delta=0)
@@ -603,6 +604,7 @@ def load(path: str | Path, settings: EngineSettings) -> AnyModel:
                 f"precision={precision} needs a card of compute capability 8.0 or newer; "
                 f"{settings.device} has {major}.{minor}"
             )
+    torch.cuda.set_device(settings.device)  # kernels are launched on the thread's own card
     limit_device_memory(settings)
     try:
         return load_on_device(path, dtype, torch.device(settings.device), storage)

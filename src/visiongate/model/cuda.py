@@ -556,6 +556,7 @@ class CudaVisionTower:
         self._patch_weight: Tensor | None = None
         self._num_seen: Counter[int] = Counter()
         self._states: OrderedDict[int, PictureState] = OrderedDict()
+        self._side: torch.cuda.Stream | None = None
         self._graph_memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._tables: dict[Grid, tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -636,7 +637,9 @@ class CudaVisionTower:
         graph = state.graphs.get(stage)
         if graph is None:
             graph = torch.cuda.CUDAGraph()
-            side = torch.cuda.Stream(self.device)
+            if self._side is None:  # one for all, or their graphs would share no memory
+                self._side = torch.cuda.Stream(self.device)
+            side = self._side
             side.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(side):
                 graph.capture_begin(self._graph_memory, capture_error_mode="thread_local")
