@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_engine [--out FILE] [section ...]
 
-Sections: decode, first, gaps, crowd, long, oracle, transformers. `--dry` runs them in small on the CPU,
-through Triton's interpreter, to see that they run.
+Sections: decode, first, gaps, crowd, long, oracle, transformers. `--dry` runs them in small on
+the CPU, through Triton's interpreter, to see that they run.
 """
 
 from __future__ import annotations

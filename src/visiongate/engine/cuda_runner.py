@@ -117,6 +117,7 @@ class CudaRunner(Runner):
         self._prompt_states: dict[int, PromptState] = {}
         self._prompt_graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._graph_memory: Any = None
+        self._side: torch.cuda.Stream | None = None
         self._last_tables: dict[int, np.ndarray] = {}
         self._stages = itertools.cycle(
             [self._host(max_rows * (5 + self._num_blocks), torch.int32) for _ in range(_IN_FLIGHT)]
@@ -169,9 +170,10 @@ class CudaRunner(Runner):
     ) -> LaunchedOnDevice:
         launched = self._begin(chunks)
         tokens: list[Tensor] = []
-        for group in self._groups(chunks):
-            at = sum(map(len, tokens))
-            tokens.append(self._decode(launched, group, sources, at).clone())
+        groups = self._groups(chunks)
+        for group in groups:
+            drawn = self._decode(launched, group, sources, at=sum(map(len, tokens)))
+            tokens.append(drawn if len(groups) == 1 else drawn.clone())  # the next writes there
         self._fetch(launched, tokens)
         launched.can_follow = len(tokens) == 1 and len(launched.places) == len(chunks)
         return launched
@@ -276,23 +278,28 @@ class CudaRunner(Runner):
             state.inputs[1].fill_(-1)
             self._states[size] = state
             if self.is_cuda:
+                drawn = self._drawn.clone()  # the step under way may still be followed
                 self._graphs[size] = self._capture(
                     functools.partial(decoder.decode, state, self.pool)
                 )
+                self._drawn.copy_(drawn)
         return self._states[size]
 
     @torch.inference_mode()
     def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        stream = torch.cuda.Stream(self.device)
+        """The graph of some work, which is also done once: it must be harmless."""
+        if self._side is None:  # of this card: torch's own is of the first that captured
+            self._side = torch.cuda.Stream(self.device)
+            self._graph_memory = torch.cuda.graph_pool_handle()
+        stream, memory = self._side, self._graph_memory
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):  # compiles kernels, makes handles
             work()
         torch.cuda.current_stream(self.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        if self._graph_memory is None:
-            self._graph_memory = torch.cuda.graph_pool_handle()
         # other threads ask for free memory meanwhile
-        with torch.cuda.graph(graph, pool=self._graph_memory, capture_error_mode="thread_local"):
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode=mode):
             work()
         return graph
 
@@ -333,11 +340,12 @@ class CudaRunner(Runner):
             num_taps = len(self.model.config.vision.deepstack_visual_indexes)
             if self._largest_prompt is None:
                 largest = decoder.prompt_state(PROMPT_BUCKETS[-1], self._num_blocks, num_taps)
-                largest.slots.fill_(self.scratch_block * self.pool.block_size)
-                largest.table.fill_(self.scratch_block)
                 self._largest_prompt = largest
             state = decoder.prompt_view(self._largest_prompt, size)
-            state.span[1] = size
+            # The last chunk's slots may be a living sequence's: capturing writes to nobody's.
+            state.slots.fill_(self.scratch_block * self.pool.block_size)
+            state.table.fill_(self.scratch_block)
+            state.span.copy_(torch.tensor([0, size], dtype=torch.int32))
             self._prompt_states[size] = state
             if self.is_cuda:
                 self._prompt_graphs[size] = self._capture(
