@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import secrets
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from visiongate.gateway.auth import Caller, caller_of
 from visiongate.gateway.chat import chat_ask, chat_reply
 from visiongate.gateway.completions import completion_of, read_json_call
 from visiongate.gateway.files import content_of, find_file, insert_file
+from visiongate.gateway.ids import new_id
 from visiongate.gateway.logs import Note, new_request_id
 from visiongate.gateway.problems import ProblemError, not_found, problem_of
 from visiongate.gateway.schemas import ChatCompletionRequest, ChatRequest, Wire, explain, parse
@@ -252,7 +252,7 @@ def start_batch(store: Store, who: str, body: BatchRequest, key: str | None) -> 
         if known is not None:
             return str(known["id"])
     items = list(_read_items(content_of(store, body.input_file_id), body.endpoint))
-    batch_id = f"batch_{secrets.token_hex(12)}"
+    batch_id = new_id("batch_")
     now = time.time()
     with store.transaction() as connection:
         connection.execute(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import sqlite3
 import time
 from typing import Any, Final
@@ -14,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from visiongate.errors import InvalidParameter, InvalidRequest
 from visiongate.gateway.auth import caller_of
+from visiongate.gateway.ids import new_id
 from visiongate.gateway.media import read_multipart
 from visiongate.gateway.problems import ProblemError, not_found
 from visiongate.gateway.service import service_of
@@ -125,7 +125,7 @@ def insert_file(
     connection: sqlite3.Connection, who: str, name: str, purpose: str, content: bytes
 ) -> str:
     """Stores a file inside a transaction of the caller's; gives its id."""
-    file_id = f"file-{secrets.token_hex(12)}"
+    file_id = new_id("file-")
     connection.execute(
         "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
         (file_id, who, name[:200], purpose, time.time(), len(content), content),

@@ -13,8 +13,6 @@ import errno
 import logging
 import logging.handlers
 import re
-import secrets
-import string
 import sys
 import time
 import traceback
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from visiongate.gateway.ids import new_id
 from visiongate.gateway.problems import problem_of
 
 if TYPE_CHECKING:
@@ -72,8 +71,8 @@ def note_of(scope: Scope) -> Note:
 
 
 def new_request_id() -> str:
-    """An id without digits, so that searching the access log for a status code never finds one."""
-    return "req_" + "".join(secrets.choice(string.ascii_lowercase) for _ in range(20))
+    """The id of a request."""
+    return new_id("req_")
 
 
 class RequestLog:
