@@ -13,8 +13,7 @@
 //   line of parts   row 0: 0 1 2 .. | row 1: 0 1 .. | row 2 ..      first_parts: where each row begins
 //   teams           [  team 0  ][  team 1  ][  team 2  ] ..         as equal as can be
 //
-// The cache is (blocks, HKV, BLOCK, D): what a head reads of a block lies together, which is worth a quarter of the
-// memory's speed. The new token's key is normed and turned here, stored in the cache, and put beside the old ones.
+// The cache is (blocks, HKV, BLOCK, D): what a head reads of a block lies together. The new token's key is normed and turned here, stored in the cache, and put beside the old ones.
 //
 // Order of additions: tokens of a warp by the tensor cores' order, warps 0..3, parts ascending. Only the row's own
 // length decides it: a row's result has the same bits in every batch.
