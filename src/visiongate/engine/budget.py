@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from visiongate.engine.types import Precision
+from visiongate.model.card_limits import CHUNK_TOKENS, NUM_PICTURE_STATES, NUM_POSITION_TABLES
 from visiongate.model.config import GenerationDefaults, ModelConfig, TextConfig, VisionConfig
 
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16", "int8")
@@ -29,11 +30,6 @@ CONTEXT_BYTES: Final = 600_000_000
 
 LIBRARY_BYTES: Final = 150_000_000
 """What matrix libraries work in, and what lies between tensors."""
-
-GPU_CHUNK_TOKENS: Final = 640
-NUM_POSITION_TABLES: Final = 16
-NUM_PICTURE_STATES: Final = 8
-"""Sizes of pictures whose positions, and whose streams and graphs, a card keeps."""
 
 STEP_TOKENS: Final = 2048
 MIN_CACHE_TOKENS: Final = 4096
@@ -126,7 +122,7 @@ def gpu_budget(
     weights = num_parameters(config) * size - matrices * (size - 1 if is_8_bits else 0)
     num_taps = len(vision.deepstack_visual_indexes)
     stream = 4 * C * (1 + num_taps) + 4 * text.head_dim + size * (3 * C + queries + inner)
-    chunk = GPU_CHUNK_TOKENS * (stream + size * (qkv + 2 * inner))
+    chunk = CHUNK_TOKENS * (stream + size * (qkv + 2 * inner))
     answers = max_rows * text.vocab_size * 4 * 8  # logits of some graphs, and copies to draw from
     patches = image_area // vision.patch_size**2
     tower = size * patches * (8 * vision.hidden_size + 2 * vision.intermediate_size)

@@ -28,13 +28,14 @@ from visiongate.engine.sampler import Sampler
 from visiongate.engine.scheduler import Chunk
 from visiongate.engine.sequence import Sequence
 from visiongate.kernels.cuda import ops
+from visiongate.model.card_limits import CHUNK_TOKENS
 from visiongate.model.cuda import CudaQwen3VL, DecodeState, PromptState
 from visiongate.model.inputs import KVPool
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64)
 """Rows that a graph is captured for; a step uses the smallest that holds its rows."""
 
-PROMPT_BUCKETS = tuple(range(32, 641, 32))
+PROMPT_BUCKETS = tuple(range(32, CHUNK_TOKENS + 1, 32))
 """Tokens of a prompt's chunk that a graph is captured for."""
 
 MAX_ROWS = 64

@@ -37,6 +37,7 @@ from visiongate.engine.types import (
     WorkerSettings,
 )
 from visiongate.errors import VisionGateError
+from visiongate.model.card_limits import CHUNK_TOKENS
 
 if TYPE_CHECKING:
     from visiongate.engine.engine import Engine
@@ -329,7 +330,7 @@ def on_gpu(settings: EngineSettings) -> EngineSettings:
     off: the next step is launched before this one's tokens are known.
     """
     return dataclasses.replace(
-        settings, block_size=64, chunk_tokens=640, slice_seconds=0.005, drafts=False
+        settings, block_size=64, chunk_tokens=CHUNK_TOKENS, slice_seconds=0.005, drafts=False
     )
 
 
