@@ -36,15 +36,7 @@ def milliseconds(work: Callable[[], object], repeat: int = 5, warm: int = 2) -> 
     """Median device time of some work."""
     for _ in range(warm):
         work()
-    times = []
-    for _ in range(repeat):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return float(statistics.median(times))
+    return float(statistics.median(probe.device_times(work, repeat)))
 
 
 def limits(results: Results) -> None:

@@ -83,7 +83,8 @@ for dtype, pdl in ((torch.bfloat16, CAPABILITY >= 90), (torch.float32, False)):
 """
 
 WEIGHT8 = """
-weight8._machine = lambda device: (CAPABILITY >= 90, SHARED_BYTES)
+weight8.has_dependent_launch = lambda device: CAPABILITY >= 90
+weight8._shared_bytes = lambda device: SHARED_BYTES
 meta_device = torch.device("meta")
 for storage in ("int8", "float8"):
     for N, K, epilogue in (

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from visiongate.kernels.cuda import attention, nvrtc, ops, stream, weight8
 from visiongate.kernels.cuda.weight8 import Matrix8
+from visiongate.model.card_limits import NUM_PICTURE_STATES, NUM_POSITION_TABLES
 from visiongate.model.config import ModelConfig, VisionConfig
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
 from visiongate.model.layers import MRotaryEmbedding
@@ -35,11 +36,6 @@ from visiongate.model.vision import Encoding, Grid, position_tables
 
 MatrixT = TypeVar("MatrixT", Tensor, Matrix8)
 Linear = stream.StreamLinear | weight8.Linear8
-
-
-def has_dependent_launch(device: torch.device) -> bool:
-    """Whether a kernel may begin while the one before it ends."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -325,7 +321,7 @@ class CudaDecoder:
         token, source, place, rope, first_part = state.inputs
         x, y = state.residual, state.normed
         streams = self._stream_head is not None
-        pdl = streams and has_dependent_launch(self.device)
+        pdl = streams and nvrtc.has_dependent_launch(self.device)
         add_norm = stream.add_norm if streams and self._has_stream_norm else ops.add_norm
         attend = self._attention(pool.block_size, pdl)
         parts: Tensor | None = None
@@ -505,10 +501,6 @@ class PictureEncoding(Encoding):
     __slots__ = ("__weakref__",)
 
 
-MAX_PICTURE_STATES = 8
-"""Picture sizes whose graphs are kept."""
-
-
 @dataclass(slots=True, eq=False)
 class PictureState:
     """The tensors of pictures of N patches at fixed addresses, and a graph for each stage.
@@ -623,7 +615,7 @@ class CudaVisionTower:
         state = self._states.get(num_patches)
         if state is None:
             for size in [size for size, other in self._states.items() if other.user() is None]:
-                if len(self._states) >= MAX_PICTURE_STATES:
+                if len(self._states) >= NUM_PICTURE_STATES:
                     del self._states[size]
             hidden = self._empty(num_patches, self.config.hidden_size)
             cos = torch.empty(num_patches, self.config.head_dim // 2, device=self.device)
@@ -698,7 +690,7 @@ class CudaVisionTower:
     def _position_tables(self, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
         """Learned positions (N, C), cosines and sines (N, D / 2) of a grid, computed once."""
         if grid not in self._tables:
-            if len(self._tables) >= 16:
+            if len(self._tables) >= NUM_POSITION_TABLES:
                 self._tables.clear()
             taps, weights, cos, sin = (
                 table.to(self.device) for table in position_tables(self.config, grid)

@@ -48,6 +48,11 @@ def has_compiler() -> bool:
     return True
 
 
+def has_dependent_launch(device: torch.device) -> bool:
+    """Whether a kernel may begin while the one before it ends."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 class Kernel:
     """A loaded kernel of one device."""
 
@@ -123,7 +128,8 @@ def load_kernel(
             driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()),
             "cuModuleGetFunction",
         )
-        _loaded[key] = Kernel(function, torch.device("cuda", index), capability >= (9, 0))
+        card = torch.device("cuda", index)
+        _loaded[key] = Kernel(function, card, has_dependent_launch(card))
     return _loaded[key]
 
 

@@ -30,6 +30,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from visiongate.kernels.cuda.nvrtc import has_dependent_launch
 from visiongate.kernels.cuda.ops import _prefetch
 from visiongate.kernels.cuda.stream import Epilogue
 
@@ -149,7 +150,8 @@ class Linear8:
         self.num_slices = 1
         if epilogue == "partials":
             self.num_slices = num_slices or choose_slices(N, K)
-        self.has_dependent_launch, self._shared_bytes = _machine(matrix.values.device)
+        self.has_dependent_launch = has_dependent_launch(matrix.values.device)
+        self._shared_bytes = _shared_bytes(matrix.values.device)
 
     def output_shape(self, B: int) -> tuple[int, ...]:
         """The shape of the result for B tokens."""
@@ -250,12 +252,11 @@ def choose_tile(N: int, B: int, epilogue: Epilogue, shared_bytes: int) -> Tile:
 
 
 @functools.cache
-def _machine(device: torch.device) -> tuple[bool, int]:
-    """Whether a kernel may begin while the one before it ends; shared memory, bytes."""
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory of a multiprocessor."""
     if device.type != "cuda":
-        return False, 100 << 10
-    found = torch.cuda.get_device_properties(device)
-    return found.major >= 9, found.shared_memory_per_multiprocessor
+        return 100 << 10
+    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
 
 
 def _pack(bits: Tensor) -> Tensor:
