@@ -3,13 +3,13 @@
 //
 //   NT tokens / 8    XR rows of x kept (1, or 8 NT)    WT groups of tokens (1 or 2)
 //   P panels of 16 weight rows in one pass    KC columns of a chunk (64, 128, 256)
-//   DW, DX chunks in the rings of weights and tokens    EPI 0 bf16, 1 float32, 2 silu(gate) up
-//   MINB blocks of a multiprocessor whose registers must fit
+//   D chunks in the rings of weights and tokens    EPI 0 bf16, 1 float32, 2 silu(gate) up
+//   MINB blocks, of this kernel and the next, that share a multiprocessor
 //
 // Work: the columns are cut in S slices, each slice has one unit per panel, and a block of threads owns a
 // contiguous range of units, up to P at a time (a pass). Through all its passes it streams chunks of KC columns
 // in two rings in shared memory, weights (P panels) and tokens. With WT = 2, half of the threads copy weights
-// and half tokens, so that the rings may differ in depth (copies of one thread end in order).
+// and half tokens.
 //
 //   columns | 0..15 | 16..31 | 32..47 | 48..63 | 64..79 | ...    which warp multiplies them
 //   warp    |   0   |    1   |    2   |    3   |    0   |        (+ 4 for the second group of tokens)
@@ -19,9 +19,9 @@
 // a token's result has the same bits in every batch.
 //
 // Programmatic dependent launch: a kernel lets the next one start at once. That one fills its ring with
-// weights, which nobody writes, and only then waits for all before it. Two blocks fit on a multiprocessor, so
-// one kernel streams while the next fills its ring. Activations are read past L1 (cp.async.cg, ld.cg): lines
-// that an earlier kernel left there may be old.
+// weights, which nobody writes, and only then waits for all before it. Of small matrices two blocks fit on a
+// multiprocessor, so that one kernel streams while the next fills its ring. Activations are read past L1
+// (cp.async.cg, ld.cg): lines that an earlier kernel left there may be old.
 
 #ifdef NORM  // NORM: threads; NI: float4 of a thread; S: partials
 
@@ -102,7 +102,7 @@ add_norm(float* h, const float* partials, const bf16* g, bf16* y, int B, int C, 
 #define TILE (8 * TILE_PITCH)
 #define TILES_BYTES (W_STAGE > X_STAGE ? W_STAGE : X_STAGE)
 #define TILES_AT_ONCE (TILES_BYTES / (WT * TILE * 16))  // of each group of tokens, from all its 4 warps
-static_assert(TILES_AT_ONCE > 0 && NT % WT == 0 && DX >= 2 && DW >= 2 && (WT == 2 || DX == DW), "the plan");
+static_assert(TILES_AT_ONCE > 0 && NT % WT == 0 && D >= 2, "the plan");
 
 __device__ __forceinline__ unsigned long long streaming_policy() {
     unsigned long long policy;
@@ -116,7 +116,7 @@ __device__ __forceinline__ void copy_weights(unsigned to, const char* from, unsi
                  : "memory");
 }
 
-// Where in its block's units a reader stands; the same walk for weights, tokens and products.
+// Where in its block's units a reader stands; the same walk for copies and products.
 struct Walk {
     int unit, end, panels, slices, blocks64;      // blocks64: columns / 64
     int slice, panel, count, column, columns_left;  // the pass, and the columns still to come
@@ -133,6 +133,7 @@ struct Walk {
     __device__ __forceinline__ bool done() const { return unit >= end; }
     __device__ __forceinline__ bool at_last_chunk() const { return columns_left <= KC; }
     __device__ __forceinline__ void advance() {
+        if (done()) return;
         column += KC;
         columns_left -= KC;
         if (columns_left > 0) return;
@@ -157,11 +158,11 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
     products.unit = (int)(units * blockIdx.x / gridDim.x);
     products.end = (int)(units * (blockIdx.x + 1) / gridDim.x);
     products.start_pass();
-    Walk weights = products, tokens = products;
+    Walk copies = products;
 
     // Copying: thread -> row load_row of each STEP rows, unit load_unit.
     const int load_row = tid % 128 / UNITS, load_unit = tid % UNITS;
-    const unsigned w_ring = shared_address(ring), x_ring = w_ring + DW * W_STAGE;
+    const unsigned w_ring = shared_address(ring), x_ring = w_ring + D * W_STAGE;
     // Where this thread's next copies go. Kept a thread: ptxas 13.0 makes illegal code of slot * W_STAGE here
     // (LDGSTS with a uniform register both in the address and in the policy).
     const unsigned in_stage = load_row * ROW + ((load_unit ^ (load_row & 7)) << 4);
@@ -169,31 +170,28 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
     const unsigned long long policy = streaming_policy();
     const size_t row_bytes = (size_t)K * 2;
 
-    auto load_weights = [&] {
-        if (weights.done()) return;
-        if (KC == 64 || load_unit * 8 < weights.columns_left) {
-            const char* from = (const char*)weight + (size_t)weights.column * 2 + load_unit * 16;
+    auto load_weights = [&](const Walk& at) {
+        if (!at.done() && (KC == 64 || load_unit * 8 < at.columns_left)) {
+            const char* from = (const char*)weight + (size_t)at.column * 2 + load_unit * 16;
             if (EPI == 2)
-                from += (size_t)(weights.panel * 8) * row_bytes;
+                from += (size_t)(at.panel * 8) * row_bytes;
             else
-                from += (size_t)(weights.panel * 16) * row_bytes;
+                from += (size_t)(at.panel * 16) * row_bytes;
 #pragma unroll
             for (int i = 0; i < P * 16 / STEP; i++) {
                 const int r = i * STEP + load_row;
-                if (i * STEP < weights.count * 16) {
+                if (i * STEP < at.count * 16) {
                     // A silu panel holds 8 gate rows, then the up rows that belong to them.
                     const int source = EPI == 2 ? (r >> 4) * 8 + (r & 7) + (r & 8 ? N / 2 : 0) : r;
                     copy_weights((w_to + i * STEP * ROW) ^ (i * STEP % 8 << 4), from + source * row_bytes, policy);
                 }
             }
         }
-        weights.advance();
         w_to = w_to - in_stage + W_STAGE >= x_ring ? w_ring + in_stage : w_to + W_STAGE;
     };
-    auto load_tokens = [&] {
-        if (tokens.done()) return;
-        if (KC == 64 || load_unit * 8 < tokens.columns_left) {
-            const char* from = (const char*)(x + tokens.column) + load_unit * 16;
+    auto load_tokens = [&](const Walk& at) {
+        if (!at.done() && (KC == 64 || load_unit * 8 < at.columns_left)) {
+            const char* from = (const char*)(x + at.column) + load_unit * 16;
 #pragma unroll
             for (int i = 0; i < (XR + STEP - 1) / STEP; i++) {
                 const int r = i * STEP + load_row;
@@ -202,20 +200,24 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
                                  from + (size_t)(r < B ? r : 0) * x_stride * 2, r < B);
             }
         }
-        tokens.advance();
-        x_to = x_to - in_stage + X_STAGE >= x_ring + DX * X_STAGE ? x_ring + in_stage : x_to + X_STAGE;
+        x_to = x_to - in_stage + X_STAGE >= x_ring + D * X_STAGE ? x_ring + in_stage : x_to + X_STAGE;
     };
 
 #pragma unroll 1
-    for (int i = 0; i < DW - 1; i++) {
-        if (copies_weights) load_weights();
+    for (int i = 0; i < D - 1; i++) {
+        if (copies_weights) load_weights(copies);
         if (WT == 2) commit();
+        copies.advance();
     }
     wait_for_dependencies();
+    copies = products;
 #pragma unroll 1
-    for (int i = 0; i < DX - 1; i++) {
-        if (copies_tokens) load_tokens();
-        if (copies_tokens) commit();
+    for (int i = 0; i < D - 1; i++) {
+        if (copies_tokens) {
+            load_tokens(copies);
+            commit();
+        }
+        copies.advance();
     }
 
     // Fragments: lane -> row and half of 16 columns that it gives the address of.
@@ -232,16 +234,14 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
 #pragma unroll
             for (int e = 0; e < 4; e++) sum[p][t][e] = 0.f;
 
-    int w_slot = 0, x_slot = 0;
+    int slot = 0;
 #pragma unroll 1
     while (!products.done()) {
-        if (WT == 1 || copies_weights)
-            wait_group<DW - 2>();
-        else
-            wait_group<DX - 2>();
+        wait_group<D - 2>();
         __syncthreads();  // this chunk is here for all, and all have left the one before it
-        if (copies_weights) load_weights();
-        if (copies_tokens) load_tokens();
+        if (copies_weights) load_weights(copies);
+        if (copies_tokens) load_tokens(copies);
+        copies.advance();
         commit();
 
 #pragma unroll
@@ -249,9 +249,9 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
             if (s > 0 && s * 64 >= products.columns_left) break;
             const int unit = (s * 4 + quarter) * 2;
             const unsigned a_at =
-                w_ring + w_slot * W_STAGE + a_row * ROW + (((unit + a_half) ^ (a_row & 7)) << 4);
+                w_ring + slot * W_STAGE + a_row * ROW + (((unit + a_half) ^ (a_row & 7)) << 4);
             const unsigned b_at =
-                x_ring + x_slot * X_STAGE + x_row * ROW + (((unit + b_half) ^ (x_row & 7)) << 4);
+                x_ring + slot * X_STAGE + x_row * ROW + (((unit + b_half) ^ (x_row & 7)) << 4);
             unsigned b[NTW][2];
             if (NTW == 1) {
                 load_matrix2(b[0], b_at);
@@ -277,7 +277,7 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
 
         if (products.at_last_chunk()) {
             // The chunk's own slot is nobody's until the next barrier of the loop: the warps exchange their sums there.
-            float* tiles = (float*)(ring + (W_STAGE >= X_STAGE ? w_slot * W_STAGE : DW * W_STAGE + x_slot * X_STAGE));
+            float* tiles = (float*)(ring + (W_STAGE >= X_STAGE ? slot * W_STAGE : D * W_STAGE + slot * X_STAGE));
 #pragma unroll
             for (int first = 0; first < P * NTW; first += TILES_AT_ONCE) {
                 const int last = first + TILES_AT_ONCE < P * NTW ? first + TILES_AT_ONCE : P * NTW;
@@ -321,8 +321,7 @@ stream_linear(const bf16* __restrict__ weight, const bf16* __restrict__ x, void*
             }
         }
         products.advance();
-        w_slot = w_slot + 1 == DW ? 0 : w_slot + 1;
-        x_slot = x_slot + 1 == DX ? 0 : x_slot + 1;
+        slot = slot + 1 == D ? 0 : slot + 1;
     }
 }
 

@@ -35,8 +35,7 @@ Epilogue = Literal["bfloat16", "float32", "partials", "silu"]
 
 MAX_TOKENS = 64
 PANEL = 16  # weight rows of one unit of work
-_MAX_PANELS = 5  # of a pass where two blocks share a multiprocessor
-_MAX_PANELS_ALONE = 10  # 10 x 4 tiles of sums fill a thread's registers at 64 tokens
+_MAX_PANELS = 5  # of a pass
 
 _EPILOGUES: dict[Epilogue, int] = {"bfloat16": 0, "float32": 1, "partials": 1, "silu": 2}
 
@@ -242,9 +241,9 @@ class Plan:
     token_groups: int  # WT
     panels: int  # P
     chunk: int  # KC
-    weight_stages: int  # DW
-    token_stages: int  # DX
+    stages: int  # D
     epilogue: int  # EPI
+    blocks_at_once: int  # MINB: of this kernel or the next, on one multiprocessor
     num_blocks: int
 
     @property
@@ -255,18 +254,7 @@ class Plan:
     @property
     def shared_bytes(self) -> int:
         """Of one block: two rings."""
-        rows = self.weight_stages * self.panels * PANEL + self.token_stages * self.x_rows
-        return rows * self.chunk * 2
-
-    @property
-    def min_blocks(self) -> int:
-        """Blocks that a multiprocessor's registers must hold: two, so that kernels overlap.
-
-        Three at 32 tokens are to leave registers for add_norm; a block with two groups is alone.
-        """
-        if self.token_groups == 2:
-            return 1
-        return 3 if self.token_tiles == 4 else 2
+        return self.stages * (self.panels * PANEL + self.x_rows) * self.chunk * 2
 
     @property
     def defines(self) -> tuple[tuple[str, int], ...]:
@@ -277,10 +265,9 @@ class Plan:
             ("WT", self.token_groups),
             ("P", self.panels),
             ("KC", self.chunk),
-            ("DW", self.weight_stages),
-            ("DX", self.token_stages),
+            ("D", self.stages),
             ("EPI", self.epilogue),
-            ("MINB", self.min_blocks),
+            ("MINB", self.blocks_at_once),
         )
 
 
@@ -315,31 +302,27 @@ def make_plan(
     units = num_slices * (N // PANEL)
     num_blocks = min(units, machine.num_multiprocessors)  # fewer, and some would share theirs
     most = -(-units // num_blocks)
-    # Tokens come from L2 once for each pass. Where that is as much as the weights, one large block
-    # with more panels in a pass wins against two that overlap.
-    is_alone = most >= 4 if token_tiles == 8 else most > _MAX_PANELS and token_tiles == 4
-    token_groups = 2 if is_alone else 1
-    most_panels = _MAX_PANELS_ALONE if is_alone else _MAX_PANELS
-    room = machine.block_bytes(1 if is_alone else 2)
-    panels = -(-most // -(-most // most_panels))  # of equal passes
-    # Chunks of at least 8 KB of weights: a barrier costs as much as 2 KB.
-    if is_alone:
-        chunk = 128
-    else:
-        chunk = 64 if panels >= 4 else 128 if panels >= 2 or token_tiles > 1 else 256
+    # A block that reads much has the multiprocessor to itself and a ring twice as deep. Of small
+    # ones there is room for two, so that the next kernel fills its ring while this one ends.
+    is_large = most * PANEL * 2 * (K // num_slices) > machine.block_bytes(1)
+    blocks_at_once = 1 if most > 3 and (is_large or token_tiles > 1) else 2
+    room = machine.block_bytes(blocks_at_once)
+    panels = -(-most // -(-most // _MAX_PANELS))  # of equal passes
+    token_groups = 2 if token_tiles > 1 and panels > 1 else 1
+    chunk = 256 if panels == 1 and token_tiles == 1 else 128  # a barrier costs as much as 2 KB
 
-    def planned(weight_stages: int) -> Plan:
+    def planned(stages: int) -> Plan:
         return Plan(
-            *(token_tiles, x_rows, token_groups, panels, chunk, weight_stages, weight_stages),
-            *(_EPILOGUES[epilogue], num_blocks),
+            *(token_tiles, x_rows, token_groups, panels, chunk, stages),
+            *(_EPILOGUES[epilogue], blocks_at_once, num_blocks),
         )
 
-    least_stages = 3 if is_alone else 4
-    while chunk > 64 and planned(least_stages).shared_bytes > room:
+    # Three stages at least: with two, ptxas 13.0 makes illegal code of the copies.
+    while chunk > 64 and planned(3).shared_bytes > room:
         chunk //= 2
     while panels > 1 and planned(3).shared_bytes > room:
         panels -= 1
-    stages = 2
+    stages = 3
     while stages < 16 and planned(stages + 1).shared_bytes <= room:
         stages += 1
     return planned(stages)
