@@ -37,13 +37,15 @@ def evaluate(
     preset: options.Preset = None,
     model: options.Model = None,
     precision: options.Precision = None,
+    device: options.Device = None,
     config: options.Config = None,
     pairs: options.Set = None,
 ) -> None:
     """Prints the table; the same seed asks every model the same questions."""
     from rich.progress import Progress as Bar
 
-    settings = options.settings_of(config, pairs, preset=preset, model=model, precision=precision)
+    flags = {"preset": preset, "model": model, "precision": precision, "device": device}
+    settings = options.settings_of(config, pairs, **flags)
     wanted = [kind.strip() for kind in kinds.split(",") if kind.strip()] or None
     with Bar(transient=True) as bar:
         task = bar.add_task("asking", total=questions)

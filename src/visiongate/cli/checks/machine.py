@@ -231,10 +231,7 @@ def judge_card_memory(
 ) -> Verdict:
     """A card's memory, or what may be used of it, against what the model takes at a precision."""
     name, measured = f"gpu {index} memory", _gb(limit)
-    details = tuple(
-        f"{'fits    ' if budget.fitting_cache_tokens(limit) else 'too much'}  {budget}"
-        for budget in budgets
-    )
+    details = tuple(f"{_fit(budget, limit):8}  {budget}" for budget in budgets)
     chosen = next(budget for budget in budgets if budget.precision == precision)
     least = chosen.fixed_bytes + chosen.bytes_per_token * MIN_CACHE_TOKENS
     needed = f"{_gb(least)} or more for {precision}"
@@ -249,6 +246,14 @@ def judge_card_memory(
         fix = f"it runs; long requests wait for one another: MAX_CONCURRENCY={_places(tokens)} fits"
         return Verdict(name, "warning", measured, needed, fix, details)
     return Verdict(name, "ok", measured, needed, details=details)
+
+
+def _fit(budget: Budget, limit: int) -> str:
+    """Whether a budget fits a card: wholly, with a smaller cache, or not at all."""
+    tokens = budget.fitting_cache_tokens(limit)
+    if tokens >= budget.cache_tokens:
+        return "fits"
+    return f"{tokens} tokens" if tokens else "too much"
 
 
 def judge_card_speeds(cards: Sequence[CardSpeed], facts: Facts, preset: str) -> Iterator[Verdict]:
