@@ -131,8 +131,9 @@ def decode(results: Results, bench: Bench) -> None:
                 bench.add(num_new, has_picture=False, num_text=num_text, **params, **seed)
             while bench.engine.scheduler.waiting or bench.engine.scheduler.has_other_work:
                 bench.engine.step()
+            for _ in range(3):  # the last prompt may still be under way
+                bench.engine.step()
             contexts = [len(s.token_ids) for s in bench.engine.scheduler.running]
-            bench.engine.step()
             start, steps = time.perf_counter(), 0
             while len(bench.engine.scheduler.running) == size:
                 bench.engine.step()

@@ -28,10 +28,13 @@ pytest.importorskip("triton")
 
 from tests.engine.conftest import WEIGHTS, Desk  # noqa: E402  # after the variable is set
 from tests.pictures import draw_receipt  # noqa: E402
+from visiongate.engine import cuda_runner  # noqa: E402
 from visiongate.engine.budget import CONTEXT_BYTES, gpu_budget, published  # noqa: E402
 from visiongate.engine.engine import Engine, load  # noqa: E402
 from visiongate.engine.image import decode  # noqa: E402
 from visiongate.engine.prompt import PromptBuilder  # noqa: E402
+from visiongate.engine.runner import Launched  # noqa: E402
+from visiongate.engine.scheduler import Chunk  # noqa: E402
 from visiongate.engine.tokenizer import Tokenizer  # noqa: E402
 from visiongate.engine.types import EngineSettings, Grammar, Image, Precision  # noqa: E402
 from visiongate.errors import InvalidSettings  # noqa: E402
@@ -165,6 +168,40 @@ def test_together_as_alone(make_fused: Callable[..., Desk], make_desk: Callable[
     ours.run()
     for key, (question, count) in zip(keys, asks, strict=True):
         assert ours.answers[key].text == theirs.ask(question, max_tokens=count).text
+
+
+def recording(engine: Engine, seen: list[Launched]) -> Callable[..., Launched]:
+    """The engine's way to launch, which also keeps what it launched."""
+    launch = engine.runner.launch
+
+    def record(chunks: list[Chunk], after: Launched | None = None) -> Launched:
+        seen.append(launch(chunks, after))
+        return seen[-1]
+
+    return record
+
+
+def test_a_prompts_parts_give_the_same_in_one_step_or_in_several(
+    make_fused: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than one chunk's worth of words: how many parts a step takes changes no bit."""
+    monkeypatch.setattr(cuda_runner, "PROMPT_BUCKETS", (64, 128))  # the interpreter is slow
+    logits: list[torch.Tensor] = []
+    for tokens in (1, 5000):
+        desk = make_fused(max_step_tokens=5000, chunk_tokens=128)
+        monkeypatch.setattr(desk.engine._pace, "prompt_tokens", lambda tokens=tokens, **_: tokens)
+        key = desk.add("one two three " * 45, max_tokens=1, num_logprobs=1)
+        seen: list[Launched] = []
+        monkeypatch.setattr(desk.engine.runner, "launch", recording(desk.engine, seen))
+        desk.run()
+        assert desk.answers[key].finals
+        chunks = [chunk for launched in seen for chunk in launched.chunks]
+        assert sum(chunk.num_tokens for chunk in chunks) > 128
+        assert len(chunks) == (2 if tokens == 1 else 1)
+        outputs = [output for launched in seen for output in launched.outputs]
+        logits += [output for output in outputs if isinstance(output, torch.Tensor)]
+    alone, together = logits
+    assert torch.equal(alone, together)
 
 
 def test_an_abort_between_a_step_and_the_next_under_way(make_fused: Callable[..., Desk]) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from visiongate.engine.runner import Launched, Output, Runner
 from visiongate.engine.sampler import Sampler
-from visiongate.engine.scheduler import Chunk
+from visiongate.engine.scheduler import Chunk, prompt_part
 from visiongate.engine.sequence import Sequence
 from visiongate.kernels.cuda import ops
 from visiongate.model.card_limits import CHUNK_TOKENS
@@ -309,9 +309,11 @@ class CudaRunner(Runner):
     def _prompt(self, launched: LaunchedOnDevice, index: int, at: int) -> Tensor | None:
         """Computes one chunk of a prompt; its token (1,) if it is drawn on the device."""
         chunk = launched.chunks[index]
-        decoder, longest = self.model.decoder, PROMPT_BUCKETS[-1]
-        for start in range(chunk.start, chunk.start + chunk.num_tokens, longest):
-            T = min(longest, chunk.start + chunk.num_tokens - start)
+        decoder = self.model.decoder
+        start, end = chunk.start, chunk.start + chunk.num_tokens
+        while start < end:
+            left = len(chunk.sequence.token_ids) - start
+            T = min(prompt_part(left, PROMPT_BUCKETS[-1]), end - start)
             batch, (count,) = self._pack([Chunk(chunk.sequence, start, T)])
             size = next(rows for rows in PROMPT_BUCKETS if rows >= T)
             state = self._prompt_state(size)
@@ -320,6 +322,7 @@ class CudaRunner(Runner):
                 self._prompt_graphs[size].replay()
             else:
                 decoder.compute(state, self.pool)
+            start += T
         if not count:
             return None
         logits = decoder.logits(state, T - 1)

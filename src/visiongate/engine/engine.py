@@ -27,9 +27,9 @@ from visiongate.engine.budget import CONTEXT_BYTES, gpu_budget
 from visiongate.engine.cache import BlockNamer, BlockPool, FeatureCache
 from visiongate.engine.drafts import propose
 from visiongate.engine.grammar import GrammarCompiler
+from visiongate.engine.pace import Pace
 from visiongate.engine.runner import (
     AnyModel,
-    EncodeJob,
     ImageEncoder,
     Launched,
     ModelRunner,
@@ -63,12 +63,6 @@ GPU_CACHE_SHARE = 0.8
 
 LEAST_GPU_CACHE_TOKENS = 2048
 """A picture at the default area, its question and an answer."""
-
-PREFILL_SECONDS_ALONE = 2.5
-LEAST_PREFILL_ALONE = 256
-LEAST_PREFILL_STREAMING = 32
-"""Prompt tokens that a step computes even where that takes long: fewer would waste the weights' way
-through the cache."""
 
 
 class Engine:
@@ -113,8 +107,7 @@ class Engine:
         self._eos = frozenset(model.config.eos_token_ids)
         self._by_id: dict[str, Sequence] = {}
         self._rejected: list[TokenEvent] = []
-        self._seconds_per_prefill_token = 0.0
-        self._step_seconds = 0.0
+        self._pace = Pace(settings, is_beside=self.runner.is_beside)
         self._totals = _Totals()
 
     @classmethod
@@ -158,11 +151,7 @@ class Engine:
             launched = self._launch(events)
         if launched is not None and not self.runner.is_beside:
             events += self._collect(launched)
-        job = self.encoder.next_job()
-        if job is not None and not self._has_work_before(
-            job, launched.all_chunks if launched else []
-        ):
-            events += self._encode(job)
+        events += self._encode(launched.all_chunks if launched else [])
         if launched is not None and self.runner.is_beside:
             self._ahead = self._follow(launched)
             events += self._collect(launched)
@@ -210,7 +199,7 @@ class Engine:
         while self.has_work:
             self.step()
         self._totals = _Totals()
-        self._seconds_per_prefill_token = 0.0
+        self._pace.forget()
 
     def device_is_sound(self) -> bool:
         """Whether the device still computes: a small product with a known result."""
@@ -290,11 +279,24 @@ class Engine:
         for index, span in enumerate(sequence.spans):
             sequence.feature_hits[index] = span.end <= sequence.num_computed_tokens
 
-    def _encode(self, job: EncodeJob) -> list[TokenEvent]:
-        """Encodes for one slice; a failure ends only the requests that need this picture."""
+    def _encode(self, chunks: Seq[Chunk]) -> list[TokenEvent]:
+        """Works on the next picture in what the step's chunks leave of its time.
+
+        A failure ends only the requests that need this picture.
+        """
+        job = self.encoder.next_job()
+        if job is None or self.scheduler.is_held(job.first, chunks):
+            return []
         salt, before = job.key[0], job.seconds
+        seconds = self._pace.picture_seconds(
+            is_streaming=self.scheduler.num_streaming > 0,
+            is_one_key=all(sequence.salt == salt for sequence in self._by_id.values()),
+            num_prompt_tokens=_num_prompt_tokens(chunks),
+        )
+        if seconds is None:
+            return []
         try:
-            features = self.encoder.advance(job, self._encode_seconds(salt))
+            features = self.encoder.advance(job, seconds)
         except Exception as error:
             self.encoder.jobs.pop(job.key, None)
             return self._fail([sequence for sequence, _ in job.waiting], error)
@@ -307,41 +309,12 @@ class Engine:
             self._totals.feature_misses += 1
         return []
 
-    def _encode_seconds(self, salt: bytes) -> float:
-        """The length of a slice: whole where streams of this key wait for it, else short.
-
-        Between short slices with nothing else to do no time is lost, and a newcomer is seen soon.
-        """
-        whole = self.settings.slice_seconds
-        if self.runner.is_beside and not self.scheduler.num_streaming:
-            return 4 * whole  # no answer waits, and the host is ahead of the device
-        is_alone = all(sequence.salt == salt for sequence in self._by_id.values())
-        if is_alone and self.scheduler.num_streaming:
-            return whole
-        return min(whole, max(whole / 10, self._step_seconds))
-
-    def _prefill_budget(self) -> int:
-        """Prompt tokens of the next step: a slice's worth while others stream, else seconds'."""
-        streaming = self.scheduler.num_streaming > 0
-        least = LEAST_PREFILL_STREAMING if streaming else LEAST_PREFILL_ALONE
-        rate = self._seconds_per_prefill_token
-        if not rate:
-            return least
-        seconds = self.settings.slice_seconds if streaming else PREFILL_SECONDS_ALONE
-        return max(least, min(int(seconds / rate), self.settings.max_step_tokens))
-
-    def _has_work_before(self, job: EncodeJob, chunks: Seq[Chunk]) -> bool:
-        """Whether this step did enough: streams waited for a prompt, or it is a lighter key's."""
-        has_prefill = any(chunk.sequence.is_prefilling for chunk in chunks)
-        if has_prefill and self.scheduler.num_streaming > 0:
-            return True
-        return self.scheduler.is_held(job.first, chunks)
-
     # ---- tokens
 
     def _launch(self, events: list[TokenEvent]) -> Launched | None:
         """Gives the next step to the device; adds an event for each request that cannot go on."""
-        chunks = self.scheduler.schedule(self.settings.max_step_tokens, self._prefill_budget())
+        budget = self._pace.prompt_tokens(is_streaming=self.scheduler.num_streaming > 0)
+        chunks = self.scheduler.schedule(self.settings.max_step_tokens, budget)
         self._request_features()
         if not chunks:
             return None
@@ -413,14 +386,10 @@ class Engine:
         for chunk in chunks:
             parts[chunk.sequence.salt] += chunk.num_tokens
         self.scheduler.shares.charge(seconds, parts)
-        self._step_seconds = seconds
-        prefill = sum(chunk.num_tokens for chunk in chunks if chunk.sequence.is_prefilling)
-        if prefill >= 16:
-            new = seconds / prefill
-            old = self._seconds_per_prefill_token
-            self._seconds_per_prefill_token = new if not old else 0.7 * old + 0.3 * new
+        num_prompt_tokens = _num_prompt_tokens(chunks)
+        if self._pace.note(seconds, num_prompt_tokens):
             self._totals.prefill_seconds += seconds
-            self._totals.prefilled_tokens += prefill
+            self._totals.prefilled_tokens += num_prompt_tokens
         else:
             self._totals.decode_seconds += seconds
 
@@ -676,6 +645,10 @@ def free_device_bytes(settings: EngineSettings) -> int:
         taken = torch.cuda.memory_reserved(settings.device) + CONTEXT_BYTES
         free = min(free, settings.device_memory_bytes - taken)
     return max(0, free)
+
+
+def _num_prompt_tokens(chunks: Seq[Chunk]) -> int:
+    return sum(chunk.num_tokens for chunk in chunks if chunk.is_prompt)
 
 
 def _usage(sequence: Sequence) -> Usage:

@@ -18,6 +18,8 @@ from visiongate.engine.shares import Shares
 SHORT_PROMPT = 32
 """Prompt tokens that nobody is held back for: they take about as long as one step of answers."""
 
+_PART_STEP = 128
+
 LEAST_BEFORE_PICTURE = 64
 """Fewer tokens before a picture wait for it: alone they would cost a way through all weights."""
 
@@ -34,6 +36,11 @@ class Chunk:
     def draws(self) -> bool:
         """Whether the chunk reaches the last token, so that the next can be drawn."""
         return self.start + self.num_tokens >= len(self.sequence.token_ids)
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it computes a prompt, rather than going on with an answer."""
+        return self.start < self.sequence.num_prefill_tokens - 1
 
 
 class Scheduler:
@@ -182,8 +189,13 @@ class Scheduler:
         if sequence.needed_images():
             return 0
         left = len(sequence.token_ids) - sequence.num_computed_tokens
-        num_chunks = -(-left // self.chunk_tokens)
-        return min(left, -(-left // num_chunks // 64) * 64)  # even parts, in the graphs' sizes
+        count = prompt_part(left, self.chunk_tokens)
+        while count < left:
+            more = prompt_part(left - count, self.chunk_tokens)
+            if count + more > budget:
+                break
+            count += more
+        return count
 
     def reserve(
         self, sequence: Sequence, num_tokens: int | None = None, *, drafts: bool = False
@@ -224,6 +236,20 @@ class Scheduler:
         return len(self.running) > 1 and not any(
             sequence.needed_images() for sequence in self.running
         )
+
+
+def prompt_part(left: int, most: int) -> int:
+    """Tokens of the next part of a prompt that has `left` to compute, at most `most`.
+
+    As few parts as can be, as even as steps of 128 allow: a large product takes as long for 100
+    rows as for 128. What is over 128s comes first, the last part has the head to compute.
+    """
+    count = -(-left // most)
+    if count == 1:
+        return left
+    steps = (2 * left // count + _PART_STEP) // (2 * _PART_STEP)
+    even = min(steps, most // _PART_STEP) * _PART_STEP
+    return min(most, left - (count - 1) * even)
 
 
 def _order(sequence: Sequence) -> tuple[int, float]:

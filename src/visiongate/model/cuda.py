@@ -354,10 +354,7 @@ class CudaDecoder:
             products.down(state.inner, state.down_parts)
             parts = state.down_parts
         add_norm(x, parts, self.norm, eps, y)
-        if self._stream_head is not None:
-            self._stream_head(y, state.logits)
-        else:
-            self._head(y, state.logits)
+        self._head(y, state.logits)
         ops.argmax_rows(state.logits, state.argmax, state.drawn, pdl=pdl)
 
     def prompt_state(self, num_rows: int, num_blocks: int, num_taps: int) -> PromptState:
@@ -461,15 +458,17 @@ class CudaDecoder:
         return logits
 
     def _head(self, x: Tensor, out: Tensor) -> None:
-        if isinstance(self.head, Matrix8):
-            assert self._stream_head is not None, "`prepare` comes first"
+        head = self.head
+        if self._stream_head is not None:
             self._stream_head(x, out)
-        elif self.dtype == torch.float32:
-            torch.mm(x, self.head.t(), out=out)
+            return
+        assert not isinstance(head, Matrix8), "`prepare` comes first"
+        if self.dtype == torch.float32:
+            torch.mm(x, head.t(), out=out)
         elif x.is_cuda:
-            torch.mm(x, self.head.t(), out_dtype=torch.float32, out=out)
+            torch.mm(x, head.t(), out_dtype=torch.float32, out=out)
         else:
-            out.copy_(x @ self.head.t())
+            out.copy_(x @ head.t())
 
     @property
     def _has_stream_norm(self) -> bool:
