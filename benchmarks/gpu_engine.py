@@ -205,14 +205,18 @@ def crowd(results: Results, bench: Bench) -> None:
     """64 requests W1 at once, 128 new tokens each."""
     size, num_new = (3, 4) if bench.is_dry else (64, 128)
     requests = [bench.make(num_new) for _ in range(size)]
-    start = time.perf_counter()
+    before, start = bench.engine.stats(), time.perf_counter()
     for request in requests:
         bench.engine.add(request)
     bench.until_idle()
-    seconds = time.perf_counter() - start
+    seconds, after = time.perf_counter() - start, bench.engine.stats()
     results["crowd"] = {
         "requests": size,
         "seconds": seconds,
+        "steps": after.steps - before.steps,
+        "answers_s": after.decode_seconds - before.decode_seconds,
+        "prompts_s": after.prefill_seconds - before.prefill_seconds,
+        "pictures_s": after.encode_seconds - before.encode_seconds,
         "images_s": size / seconds,
         "tokens_s": size * num_new / seconds,
     }
