@@ -273,6 +273,7 @@ class Answer:
         self.first_token_seconds: float | None = None
         self.deadline: float | None = None
         self._answers = answers
+        self._is_watched = True
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Waits, generates, and yields what happens; the drafts fill meanwhile.
@@ -296,7 +297,8 @@ class Answer:
             self._settle()
 
     async def complete(self) -> None:
-        """Runs to the end without watching."""
+        """Runs to the end without watching, so that the worker need not tell of every token."""
+        self._is_watched = False
         async with aclosing(self.events()) as events:
             async for _ in events:
                 pass
@@ -458,6 +460,7 @@ class Answer:
             cache_salt=self.ask.caller.salt,
             deadline_seconds=remaining,
             priority=self.ask.priority,
+            is_streamed=self._is_watched,
         )
 
     def _settle(self) -> None:
