@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from visiongate.engine.pipe import MessagePipe
 from visiongate.engine.processes import process_rss_bytes
 from visiongate.engine.types import (
+    Crossing,
     EngineSettings,
     EngineStats,
     ModelInfo,
@@ -48,14 +49,14 @@ HEARTBEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Add:
+class Add(Crossing):
     """To the worker: begin this request."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(Crossing):
     """To the worker: forget this request."""
 
     request_id: str
@@ -87,14 +88,14 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Events:
+class Events(Crossing):
     """From the worker: the news of one step."""
 
     events: list[TokenEvent]
 
 
 @dataclass(frozen=True, slots=True)
-class Heartbeat:
+class Heartbeat(Crossing):
     """From the worker, every second: its state; sent even while the engine thread is busy."""
 
     stats: EngineStats
