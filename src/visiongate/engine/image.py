@@ -223,8 +223,8 @@ def _open(
         )
     kind = sniff(data)
     if kind not in limits.formats:
-        found = f"{kind} pictures are" if kind else "the bytes are no picture type that is"
-        raise InvalidImage(f"{found} not accepted; send {', '.join(limits.formats)}")
+        found = f"{kind} pictures are not" if kind else "the bytes are no picture type that is"
+        raise InvalidImage(f"{found} accepted; send {', '.join(limits.formats)}")
     source = _guarded(lambda: PIL.Image.open(io.BytesIO(data), formats=[kind]))
     width, height = source.size
     if width * height > limits.max_source_pixels:
