@@ -33,7 +33,7 @@ def test_ask_says_what_is_wrong_in_a_sentence(server: Server, tmp_path: Path) ->
     assert "no server answers" in text
     (tmp_path / "bad.png").write_bytes(b"no picture")
     arguments = ["ask", str(tmp_path / "bad.png"), TOTAL, "--base-url", server.url]
-    assert "not accepted" in command(tmp_path, *arguments, status=2)
+    assert "no picture type that is accepted" in command(tmp_path, *arguments, status=2)
 
 
 def test_config_show_lists_every_setting_with_its_origin(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def png_header(width: int, height: int) -> bytes:
     ("data", "error", "words"),
     [
         (b"", InvalidImage, "empty"),
-        (b"hello, this is text", InvalidImage, "no picture type"),
+        (b"hello, this is text", InvalidImage, "no picture type that is accepted; send JPEG"),
         (b"\x89PNG\r\n\x1a\nrubbish", InvalidImage, "damaged"),
         (draw_receipt(1).png[:3000], InvalidImage, "damaged"),
         (to_bytes(gradient(640, 480), "JPEG")[:2000], InvalidImage, "damaged"),

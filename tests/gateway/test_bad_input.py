@@ -413,6 +413,13 @@ def test_base64_in_any_dress_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize(
+    ("text", "data"), [("QR==", b"A"), ("QUJD====", b"ABC"), ("+_+_", b"\xfb\xff\xbf")]
+)
+def test_base64_that_only_the_slower_way_takes_is_taken(text: str, data: bytes) -> None:
+    assert decode_base64(text, param="image", limit=1000) == data
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "empty"),

@@ -57,7 +57,8 @@ def test_sessions_boxes_and_schemas_work_in_front(front: Server) -> None:
 
 def test_leaving_the_front_frees_the_place_behind(front: Server, server: Server) -> None:
     with front.post("/v1/chat/completions", endless(stream=True), stream=True) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # kept: a forgotten one closes the connection
+        next(lines)
         wait_for(lambda: server.get("/api/status").json()["queue"]["running"] == 1)
     wait_for(lambda: server.get("/api/status").json()["queue"]["running"] == 0, seconds=5)
 

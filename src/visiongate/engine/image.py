@@ -114,11 +114,11 @@ def decode(
     start = time.perf_counter()
     limits = limits or ImageLimits()
     source, plan = _open(data, limits, detail, min_pixels, max_pixels)
-    with source:
+    with source:  # `rgb` may be `source` itself
         rgb = _read_pixels(source, plan.orientation)
-    if rgb.size != (plan.width, plan.height):
-        rgb = rgb.resize((plan.width, plan.height), PIL.Image.Resampling.BICUBIC)
-    pixels = np.asarray(rgb)
+        if rgb.size != (plan.width, plan.height):
+            rgb = rgb.resize((plan.width, plan.height), PIL.Image.Resampling.BICUBIC)
+        pixels = np.asarray(rgb)
     return Image(
         pixels=pixels,
         digest=picture_digest(pixels, plan.orientation),
@@ -223,8 +223,8 @@ def _open(
         )
     kind = sniff(data)
     if kind not in limits.formats:
-        found = f"{kind} pictures are" if kind else "the bytes are no picture type that is"
-        raise InvalidImage(f"{found} not accepted; send {', '.join(limits.formats)}")
+        found = f"{kind} pictures are not" if kind else "the bytes are no picture type that is"
+        raise InvalidImage(f"{found} accepted; send {', '.join(limits.formats)}")
     source = _guarded(lambda: PIL.Image.open(io.BytesIO(data), formats=[kind]))
     width, height = source.size
     if width * height > limits.max_source_pixels:
@@ -304,7 +304,7 @@ _TURNS = {
 def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """RGB of any mode: transparent parts on white, 16-bit samples scaled, float samples clipped."""
     if image.mode == "RGB":
-        return image.copy()
+        return image
     if image.mode.startswith("I"):  # 16-bit grey: PIL's own conversion would clip at 255
         wide = np.asarray(image).astype(np.int64)
         if wide.size and wide.max() > 255:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from visiongate.engine.pipe import MessagePipe
 from visiongate.engine.processes import process_rss_bytes
 from visiongate.engine.types import (
+    Crossing,
     EngineSettings,
     EngineStats,
     ModelInfo,
@@ -48,14 +49,14 @@ HEARTBEAT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Add:
+class Add(Crossing):
     """To the worker: begin this request."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(Crossing):
     """To the worker: forget this request."""
 
     request_id: str
@@ -87,14 +88,14 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Events:
+class Events(Crossing):
     """From the worker: the news of one step."""
 
     events: list[TokenEvent]
 
 
 @dataclass(frozen=True, slots=True)
-class Heartbeat:
+class Heartbeat(Crossing):
     """From the worker, every second: its state; sent even while the engine thread is busy."""
 
     stats: EngineStats
@@ -190,22 +191,60 @@ def _serve(
     engine: Engine, inbox: queue.SimpleQueue[ToWorker], outbox: _Outbox, check_seconds: float
 ) -> None:
     """The engine thread: takes messages between steps, sends each step's events."""
+    held = HeldEvents()
     next_check = time.monotonic() + check_seconds
     while True:
         wait = None if engine.has_work else max(0.0, next_check - time.monotonic())
         for message in _drain(inbox, wait):
             match message:
                 case Add(request):
+                    held.begin(request)
                     engine.add(request)
                 case Abort(request_id):
+                    held.forget(request_id)
                     engine.abort(request_id)
         if engine.has_work:
-            events = engine.step()
+            events = held.release(engine.step())
             if events:
                 outbox.send(Events(events))
         if time.monotonic() >= next_check:
             _check_device(engine)
             next_check = time.monotonic() + check_seconds
+
+
+class HeldEvents:
+    """Holds back the news of answers that nobody watches, until they are complete.
+
+    A message for every token wakes the gateway between two steps, on the cores that compute them.
+    The first news of an answer goes out at once: it tells that the answer has begun, and when.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, list[TokenEvent] | None] = {}  # None until the first news is out
+
+    def begin(self, request: Request) -> None:
+        """Takes note of a new request."""
+        if not request.is_streamed:
+            self._held[request.request_id] = None
+
+    def forget(self, request_id: str) -> None:
+        """Drops what is held of a request that was aborted."""
+        self._held.pop(request_id, None)
+
+    def release(self, events: list[TokenEvent]) -> list[TokenEvent]:
+        """What is to be sent after a step with these events, in order."""
+        ready: list[TokenEvent] = []
+        for event in events:
+            if event.request_id not in self._held:
+                ready.append(event)
+            elif event.is_final:
+                ready += [*(self._held.pop(event.request_id) or ()), event]
+            elif (held := self._held[event.request_id]) is None:
+                self._held[event.request_id] = []
+                ready.append(event)
+            else:
+                held.append(event)
+        return ready
 
 
 def _drain(inbox: queue.SimpleQueue[ToWorker], wait: float | None) -> list[ToWorker]:

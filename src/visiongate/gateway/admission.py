@@ -146,6 +146,8 @@ class Admission:
         return min(300.0, max(1.0, rounds * self._service_seconds))
 
     def _dispatch(self) -> None:
+        if not self._waiting:
+            return
         running = Counter(ticket.who for ticket in self._running)
         order = self._order(running)
         for ticket in order:

@@ -60,6 +60,11 @@ from visiongate.gateway.upstream import ReasoningEvent, Upstream
 DECODED_BYTES: Final = 96 * 1024 * 1024
 """Memory for pictures that were decoded lately; follow-up questions find theirs here."""
 
+SHORT_CHARACTERS: Final = 1024
+SHORT_PICTURES: Final = 8
+"""A conversation of no more is tokenised where it is: a thread takes longer to wake up. For an
+upstream server every picture is written as PNG, which is never short."""
+
 LOADING_RETRY_SECONDS: Final = 5.0
 
 
@@ -197,7 +202,10 @@ class Answers:
         decode_seconds = time.monotonic() - started
         _remember(note, pictures, ask)
         thinks = intake.thinks and ask.params.grammar is None  # a grammar leaves no room for it
-        prompt = await asyncio.to_thread(_build, intake, ask.turns, images, thinks)
+        if self._has_workers and _is_short(ask.turns):
+            prompt = _build(intake, ask.turns, images, thinks)
+        else:
+            prompt = await asyncio.to_thread(_build, intake, ask.turns, images, thinks)
         limit = intake.max_context_tokens
         if len(prompt.token_ids) >= limit:
             raise ContextOverflow(
@@ -273,6 +281,7 @@ class Answer:
         self.first_token_seconds: float | None = None
         self.deadline: float | None = None
         self._answers = answers
+        self._is_watched = True
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Waits, generates, and yields what happens; the drafts fill meanwhile.
@@ -296,7 +305,8 @@ class Answer:
             self._settle()
 
     async def complete(self) -> None:
-        """Runs to the end without watching."""
+        """Runs to the end without watching, so that the worker need not tell of every token."""
+        self._is_watched = False
         async with aclosing(self.events()) as events:
             async for _ in events:
                 pass
@@ -458,6 +468,7 @@ class Answer:
             cache_salt=self.ask.caller.salt,
             deadline_seconds=remaining,
             priority=self.ask.priority,
+            is_streamed=self._is_watched,
         )
 
     def _settle(self) -> None:
@@ -545,6 +556,13 @@ def _build(intake: Intake, turns: Sequence[Turn], images: Sequence[Image], think
         for turn in turns
     ]
     return intake.build(messages, thinks=thinks)
+
+
+def _is_short(turns: Sequence[Turn]) -> bool:
+    parts = [part for turn in turns for part in turn.parts]
+    texts = [part for part in parts if isinstance(part, str)]
+    num_pictures = len(parts) - len(texts)
+    return num_pictures <= SHORT_PICTURES and sum(map(len, texts)) <= SHORT_CHARACTERS
 
 
 def _remember(note: Note, pictures: Sequence[Picture], ask: Ask) -> None:

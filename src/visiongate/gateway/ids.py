@@ -10,4 +10,8 @@ NUM_LETTERS = 20
 
 def new_id(prefix: str) -> str:
     """An id of 94 random bits behind a prefix."""
-    return prefix + "".join(secrets.choice(string.ascii_lowercase) for _ in range(NUM_LETTERS))
+    number, letters = secrets.randbelow(26**NUM_LETTERS), []
+    for _ in range(NUM_LETTERS):
+        number, place = divmod(number, 26)
+        letters.append(string.ascii_lowercase[place])
+    return prefix + "".join(letters)

@@ -55,37 +55,43 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends frames until they end or the caller leaves."""
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        sending = asyncio.ensure_future(self._send_frames(send))
+        queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(maxsize=64)
+        reading = asyncio.ensure_future(self._read_frames(queue))  # first: it asks the question
+        sending = asyncio.ensure_future(self._send_frames(send, queue))
         leaving = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
             if not sending.done():
                 note_of(scope).outcome = "caller left"
         finally:
-            await _end(leaving)
-            await _end(sending)
+            for task in (leaving, sending, reading):
+                await _end(task)
             await self.frames.aclose()
         if not sending.cancelled():
             sending.result()
 
-    async def _send_frames(self, send: Send) -> None:
-        queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(maxsize=64)
-        reading = asyncio.ensure_future(self._read_frames(queue))
-        try:
-            while True:
-                try:
-                    item = await asyncio.wait_for(queue.get(), self.heartbeat_seconds)
-                except asyncio.TimeoutError:
-                    item = KEEP_ALIVE
-                if item is None:
-                    break
-                if isinstance(item, BaseException):
-                    raise item
-                await send({"type": "http.response.body", "body": item, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-        finally:
-            await _end(reading)
+    async def _send_frames(
+        self, send: Send, queue: asyncio.Queue[bytes | BaseException | None]
+    ) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        loop = asyncio.get_running_loop()
+
+        def beat() -> None:
+            if queue.empty():
+                queue.put_nowait(KEEP_ALIVE)
+
+        while True:
+            heartbeat = loop.call_later(self.heartbeat_seconds, beat)
+            try:
+                item = await queue.get()
+            finally:
+                heartbeat.cancel()
+            if item is None:
+                break
+            if isinstance(item, BaseException):
+                raise item
+            await send({"type": "http.response.body", "body": item, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     async def _read_frames(self, queue: asyncio.Queue[bytes | BaseException | None]) -> None:
         """Runs the generator in one task, so that it is closed where it was running."""
@@ -108,7 +114,8 @@ async def until_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
             raise CallerLeft
         return working.result()
     finally:
-        await _end(leaving)
+        leaving.cancel()  # not waited for: the answer would wait as well
+        leaving.add_done_callback(_look_at)
         await _end(working)
 
 
@@ -126,5 +133,10 @@ async def _end(task: asyncio.Future[Any]) -> None:
     while not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=0.2)
+    _look_at(task)
+
+
+def _look_at(task: asyncio.Future[Any]) -> None:
+    """Sees what a task ended with, so that asyncio does not report it as forgotten."""
     if not task.cancelled():
-        task.exception()  # looked at, so that asyncio does not report it as forgotten
+        task.exception()
