@@ -3,6 +3,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "transpose8.h"
+
 namespace visiongate {
 namespace {
 
@@ -114,9 +116,11 @@ struct Simd {
     for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)words[i];
   }
 
+  static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {
+    visiongate::transpose8(rows, columns, stride);
+  }
   static void transpose(const uint32_t* const rows[kLanes], uint32_t* columns, int64_t stride) {
-    for (int i = 0; i < kLanes; ++i)
-      for (int j = 0; j < kLanes; ++j) columns[j * stride + i] = rows[i][j];
+    transpose8(rows, columns, stride);
   }
 };
 

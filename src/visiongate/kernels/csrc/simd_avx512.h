@@ -3,6 +3,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "transpose8.h"
+
 namespace visiongate {
 namespace {
 
@@ -86,6 +88,10 @@ struct Simd {
   // Writes 16 whole numbers in [1, 255].
   static void store_unsigned8(uint8_t* p, Float whole) {
     _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole)));
+  }
+
+  static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {
+    visiongate::transpose8(rows, columns, stride);
   }
 
   // 16 rows of 16 words become 16 columns: word j of row i goes to columns[j * stride + i].
