@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import pytest
 import torch
 
-from visiongate.kernels.buffers import HUGE_PAGE_BYTES, KEEP_TAKES, BufferPool
+from visiongate.kernels.buffers import HUGE_PAGE_BYTES, KEEP_TAKES, BufferPool, sparse_zeros
 
 COUNT = HUGE_PAGE_BYTES // 4 + 5
 
@@ -60,3 +64,26 @@ def test_what_other_work_left_behind_is_given_back() -> None:
     for _ in range(KEEP_TAKES + 2):
         pool.empty((COUNT,), torch.float32)
     assert pool.free_bytes == 2 * HUGE_PAGE_BYTES
+
+
+def test_zeros_are_zeros_of_any_shape() -> None:
+    for shape in ((3, 5), (0, 4), (1, 2, 70000)):
+        for dtype in (torch.float32, torch.bfloat16):
+            zeros = sparse_zeros(shape, dtype)
+            assert zeros.shape == shape
+            assert zeros.dtype == dtype
+            assert not zeros.any()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_zeros_take_memory_only_where_they_are_written() -> None:
+    """The story: a cache in huge pages held 2 MB of every layer for a few rows of each."""
+    zeros = sparse_zeros((32, HUGE_PAGE_BYTES // 4), torch.float32)
+    before = resident_bytes()
+    zeros[:, 7] = 1.0
+    assert resident_bytes() - before < 4 * HUGE_PAGE_BYTES
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")

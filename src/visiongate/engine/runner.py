@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visiongate.engine.heap import trim_heap
 from visiongate.engine.scheduler import Chunk
 from visiongate.engine.sequence import Sequence
 from visiongate.engine.types import Image
@@ -270,6 +271,9 @@ class ImageEncoder:
         features = None
         if job.encoding.num_done == tower.num_stages:
             features = tower.finish(job.encoding)[0]
+            job.encoding = None
+            if self.device.type == "cpu":
+                trim_heap()  # the prompt wants nothing of what the picture took
             self.patches_encoded += num_patches
             del self.jobs[job.key]
         self._clock.stop(num_patches * done)

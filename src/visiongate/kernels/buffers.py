@@ -8,6 +8,8 @@ block is free exactly when the last tensor on it is.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import mmap
 import threading
 import weakref
@@ -31,6 +33,22 @@ def map_block(num_bytes: int) -> mmap.mmap:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
     return block
+
+
+def sparse_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros in small pages, each of which takes memory when it is first written.
+
+    Where parts here and there are written, as sequences write every layer of a cache, huge pages
+    would be cleared and held for little.
+    """
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes == 0 or not hasattr(mmap, "MAP_PRIVATE"):
+        return torch.zeros(tuple(shape), dtype=dtype)
+    block = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            block.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(block, dtype=dtype).view(tuple(shape))
 
 
 class BufferPool:

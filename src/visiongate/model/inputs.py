@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from visiongate.kernels.buffers import sparse_zeros
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,9 +87,7 @@ class KVPool:
         if torch.device(device).type != "cpu":
             keys = torch.zeros(shape, dtype=dtype, device=device)
             return cls(keys, torch.zeros_like(keys), block_size)
-        # numpy's zeros come from untouched pages, torch's are written
-        kind = np.uint32 if dtype == torch.float32 else np.uint16
-        keys, values = (torch.from_numpy(np.zeros(shape, kind)).view(dtype) for _ in range(2))
+        keys, values = (sparse_zeros(shape, dtype) for _ in range(2))
         return cls(keys, values, block_size)
 
 

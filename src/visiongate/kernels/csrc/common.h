@@ -142,19 +142,20 @@ inline Simd::Float gelu_of(Simd::Float x) {
 // Quantises one group: whole numbers in [-127, 127] plus 128; returns the scale.
 template <class T>
 float quantize_group(const T* x, uint8_t* row, int64_t count) {
+  constexpr int64_t kAhead = 1024;  // numbers: rows of many groups come from far away
   Simd::Float top = Simd::zero();
-  for (int64_t k = 0; k < count; k += Simd::kLanes)
+  for (int64_t k = 0; k < count; k += Simd::kLanes) {
+    __builtin_prefetch(x + k + kAhead);
     top = Simd::max(top, Simd::abs(load_part(x + k, count - k)));
+  }
   const float largest = Simd::largest(top) > 1e-30f ? Simd::largest(top) : 1e-30f;
-  const Simd::Float inverse = Simd::set1(127.0f / largest), offset = Simd::set1(128.0f);
+  const Simd::Float inverse = Simd::set1(127.0f / largest);
   int64_t k = 0;
   for (; k + Simd::kLanes <= count; k += Simd::kLanes)
-    Simd::store_unsigned8(row + k, Simd::add(Simd::round(Simd::mul(Simd::load(x + k), inverse)),
-                                             offset));
+    Simd::store_quantized(row + k, Simd::mul(Simd::load(x + k), inverse));
   if (k < count) {
     uint8_t whole[Simd::kLanes];
-    const Simd::Float scaled = Simd::round(Simd::mul(load_part(x + k, count - k), inverse));
-    Simd::store_unsigned8(whole, Simd::add(scaled, offset));
+    Simd::store_quantized(whole, Simd::mul(load_part(x + k, count - k), inverse));
     memcpy(row + k, whole, count - k);
   }
   return largest / 127.0f;

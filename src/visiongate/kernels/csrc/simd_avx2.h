@@ -3,6 +3,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "transpose8.h"
+
 namespace visiongate {
 namespace {
 
@@ -108,15 +110,20 @@ struct Simd {
   }
   static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
 
+  static void store_quantized(uint8_t* p, Float scaled) {
+    store_unsigned8(p, add(round(scaled), set1(128.0f)));
+  }
   static void store_unsigned8(uint8_t* p, Float whole) {
     alignas(32) int32_t words[kLanes];
     _mm256_store_si256((__m256i*)words, _mm256_cvtps_epi32(whole));
     for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)words[i];
   }
 
+  static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {
+    visiongate::transpose8(rows, columns, stride);
+  }
   static void transpose(const uint32_t* const rows[kLanes], uint32_t* columns, int64_t stride) {
-    for (int i = 0; i < kLanes; ++i)
-      for (int j = 0; j < kLanes; ++j) columns[j * stride + i] = rows[i][j];
+    transpose8(rows, columns, stride);
   }
 };
 

@@ -3,6 +3,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "transpose8.h"
+
 namespace visiongate {
 namespace {
 
@@ -83,9 +85,19 @@ struct Simd {
   }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
 
+  // Writes the nearest whole numbers of 16 in [-127, 127], plus 128.
+  static void store_quantized(uint8_t* p, Float scaled) {
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled));
+    _mm_storeu_si128((__m128i*)p, _mm_xor_si128(bytes, _mm_set1_epi8((char)0x80)));
+  }
+
   // Writes 16 whole numbers in [1, 255].
   static void store_unsigned8(uint8_t* p, Float whole) {
     _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole)));
+  }
+
+  static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {
+    visiongate::transpose8(rows, columns, stride);
   }
 
   // 16 rows of 16 words become 16 columns: word j of row i goes to columns[j * stride + i].

@@ -97,10 +97,17 @@ struct Simd {
   }
   static Float to_float(Int a) { return __builtin_convertvector(a, Float); }
 
+  static void store_quantized(uint8_t* p, Float scaled) {
+    store_unsigned8(p, add(round(scaled), set1(128.0f)));
+  }
   static void store_unsigned8(uint8_t* p, Float whole) {
     for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)(int)whole[i];
   }
 
+  static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {
+    for (int j = 0; j < 8; ++j)
+      for (int i = 0; i < 8; ++i) columns[j * stride + i] = rows[i][j];
+  }
   static void transpose(const uint32_t* const rows[kLanes], uint32_t* columns, int64_t stride) {
     for (int i = 0; i < kLanes; ++i)
       for (int j = 0; j < kLanes; ++j) columns[j * stride + i] = rows[i][j];
