@@ -132,7 +132,9 @@ class Paged:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("Hq", "Hkv", "D"), [(4, 2, 128), (5, 1, 64), (2, 2, 40), (16, 8, 16)])
+@pytest.mark.parametrize(
+    ("Hq", "Hkv", "D"), [(4, 2, 128), (5, 1, 64), (2, 2, 40), (16, 8, 16), (12, 12, 24)]
+)
 def test_rows_see_their_own_past(level: str, dtype: torch.dtype, Hq: int, Hkv: int, D: int) -> None:
     lengths = [1, 17, 300, 64]
     paged = Paged(lengths, Hkv, D, dtype)
@@ -140,6 +142,15 @@ def test_rows_see_their_own_past(level: str, dtype: torch.dtype, Hq: int, Hkv: i
     for rows in ([1, 1, 1, 1], [1, 5, 133, 64], [1, 17, 300, 1]):
         out = paged.attend(q, rows, lengths)
         assert distance(out, paged.expected(q, rows, lengths)) < BOUNDS[dtype]
+
+
+def test_blocks_may_have_any_size(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Paged, "block_size", 12)
+    paged = Paged([100, 31], 2, 64, torch.float32)
+    q = [torch.randn(length, 4, 64) for length in (100, 31)]
+    for rows in ([1, 1], [100, 3]):
+        out = paged.attend(q, rows, [100, 31])
+        assert distance(out, paged.expected(q, rows, [100, 31])) < BOUNDS[torch.float32]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -80,6 +80,10 @@ def test_stored_rows_stand_in_their_slots(level: str) -> None:
         assert torch.equal(key_cache[slots], k.to(dtype))
         assert torch.equal(value_cache[slots], v.to(dtype))
         assert int(key_cache.any(-1).any(-1).sum()) == 5
+        mixed = torch.zeros_like(value_cache)
+        kernels.store_kv(k.bfloat16(), v, key_cache, mixed, slots)
+        assert torch.equal(key_cache[slots], k.bfloat16().to(dtype))
+        assert torch.equal(mixed, value_cache)
 
 
 def test_unknown_levels_are_refused() -> None:

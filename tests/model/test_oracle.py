@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from visiongate import kernels
 from visiongate.model.config import ModelConfig
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
 from visiongate.model.qwen3vl import Qwen3VL
@@ -238,6 +239,17 @@ def test_logits_equal_the_reference_whole_and_in_chunks(
         ours = run_ours(pair.ours, ids, positions, features, chunks=chunks)
         assert relative_error(ours, theirs) < 1e-4  # float32 with other summation orders
         assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+
+
+@torch.inference_mode()
+def test_few_rows_in_one_native_call_give_the_bits_of_the_layers(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, _ = make_prompt([], seed=4)
+    positions = reference_positions(pair, ids, [])
+    called = run_ours(pair.ours, ids, positions, [], chunks=[1, 7, 2])
+    monkeypatch.setattr(kernels, "MOST_DECODER_ROWS", 0)
+    assert torch.equal(run_ours(pair.ours, ids, positions, [], chunks=[1, 7, 2]), called)
 
 
 @torch.inference_mode()

@@ -2,7 +2,7 @@
 
     weight --pack_linear--> PackedLinear;  linear(x, packed), embedding(ids, packed)
     vision_attention: whole pictures;  paged_attention: text over the cache
-    rms_norm, layer_norm, silu_mul, qk_norm_rope, store_kv
+    rms_norm, layer_norm, silu_mul, qk_norm_rope, store_kv;  Decoder: all of it for a few rows
 
 `_native.so`, built from csrc/ when the package is built, holds them for AVX-512 (with BF16 and
 VNNI), AVX2 and any other processor, and picks at run time. Without it, or with
@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from visiongate.kernels import native, reference
+from visiongate.kernels.decoder import MOST_ROWS as MOST_DECODER_ROWS
+from visiongate.kernels.decoder import Decoder, LayerWeights
 from visiongate.kernels.native import (
     Backend,
     backend,
@@ -35,7 +37,10 @@ from visiongate.kernels.native import (
 from visiongate.kernels.packed import PackedLinear, Precision, embedding, linear, pack_linear
 
 __all__ = [
+    "MOST_DECODER_ROWS",
     "Backend",
+    "Decoder",
+    "LayerWeights",
     "PackedLinear",
     "Precision",
     "backend",

@@ -60,8 +60,9 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vg_layer_norm": (_PTR, _INT, _PTR, _PTR, _PTR, _INT, _I64, _I64, _F32),
     "vg_silu_mul": (_PTR, _PTR, _INT, _I64, _I64, _INT),
     "vg_norm_rope": (_PTR, _I64, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _I64, _F32, _INT),
+    "vg_decoder": (_PTR,),
     "vg_store_kv": (
-        *(_PTR, _I64, _PTR, _I64, _INT, _PTR, _PTR, _INT, _PTR),
+        *(_PTR, _I64, _INT, _PTR, _I64, _INT, _PTR, _PTR, _INT, _PTR),
         *(_I64, _I64),
     ),
 }
@@ -276,8 +277,19 @@ def empty_in_huge_pages(num_bytes: int) -> Tensor:
     return _empty_panels(num_bytes, torch.uint8)
 
 
-def _address(t: Tensor | None) -> int | None:
+def address_of(t: Tensor | None) -> int | None:
+    """Where a tensor's numbers lie; None without one."""
     return None if t is None else t.data_ptr()
+
+
+def type_of(dtype: torch.dtype) -> int:
+    """The library's number for a type."""
+    return _TYPES[dtype]
+
+
+def product_of(packed: PackedLinear) -> int:
+    """The library's number for a map's arithmetic and storage."""
+    return _PRODUCTS[packed.precision, packed.storage]
 
 
 def linear(
@@ -292,8 +304,8 @@ def linear(
     assert y.shape == (M, N)
     assert y.is_contiguous()
     _lib().vg_linear(
-        *(_PRODUCTS[packed.precision, packed.storage], x.data_ptr(), _TYPES[x.dtype], x.stride(0)),
-        *(packed.weight.data_ptr(), _address(packed.scale), _address(packed.bias)),
+        *(product_of(packed), x.data_ptr(), _TYPES[x.dtype], x.stride(0)),
+        *(packed.weight.data_ptr(), address_of(packed.scale), address_of(packed.bias)),
         *(y.data_ptr(), M, N, K, _TYPES[y.dtype], gelu, residual is not None),
     )
     return y
@@ -305,8 +317,8 @@ def embedding(ids: Tensor, packed: PackedLinear, dtype: torch.dtype) -> Tensor:
     T, K, N = ids.numel(), packed.in_features, packed.out_features
     rows = _buffers.empty((T, K), dtype)
     _lib().vg_embedding(
-        *(_PRODUCTS[packed.precision, packed.storage], ids.data_ptr(), packed.weight.data_ptr()),
-        *(_address(packed.scale), rows.data_ptr(), _TYPES[dtype], T, N, K),
+        *(product_of(packed), ids.data_ptr(), packed.weight.data_ptr()),
+        *(address_of(packed.scale), rows.data_ptr(), _TYPES[dtype], T, N, K),
     )
     return rows
 
@@ -418,7 +430,7 @@ def norm_rope(
     cos, sin = cos.float().contiguous(), sin.float().contiguous()
     weight = None if weight is None else weight.float().contiguous()
     _lib().vg_norm_rope(
-        *(x.data_ptr(), x.stride(0), _address(weight), cos.data_ptr(), sin.data_ptr()),
+        *(x.data_ptr(), x.stride(0), address_of(weight), cos.data_ptr(), sin.data_ptr()),
         *(y.data_ptr(), _TYPES[x.dtype], T, H, D, eps, _TYPES[dtype]),
     )
     return y
@@ -428,15 +440,21 @@ def store_kv(
     k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
 ) -> None:
     """See `visiongate.kernels.store_kv`."""
-    k, v = _rows_of_heads(k), _rows_of_heads(v.to(k.dtype))
+    k, v = _rows_of_heads(k), _rows_of_heads(v)
     assert key_cache.is_contiguous()
     assert value_cache.is_contiguous()
     slots = slot_mapping.to(torch.int64).contiguous()
     _lib().vg_store_kv(
-        *(k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), _TYPES[k.dtype]),
+        *(k.data_ptr(), k.stride(0), _TYPES[k.dtype]),
+        *(v.data_ptr(), v.stride(0), _TYPES[v.dtype]),
         *(key_cache.data_ptr(), value_cache.data_ptr(), _TYPES[key_cache.dtype]),
         *(slots.data_ptr(), k.shape[0], k.shape[1] * k.shape[2]),
     )
+
+
+def run_decoder(call: int) -> None:
+    """Runs the layers of a call at this address; see `visiongate.kernels.decoder`."""
+    _lib().vg_decoder(call)
 
 
 _num_threads = default_num_threads()

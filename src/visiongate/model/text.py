@@ -125,6 +125,25 @@ class DecoderLayer(nn.Module):
         x = self.self_attn(x, self.input_layernorm(x), cos, sin, batch, pool)
         return self.mlp(x, self.post_attention_layernorm(x))
 
+    def native_weights(self) -> kernels.LayerWeights | None:
+        """What a native call needs of this layer; None unless all of it is packed for one."""
+        attention, mlp = self.self_attn, self.mlp
+        packed = (
+            *(attention.packed_qkv, attention.o_proj.packed),
+            *(mlp.packed_gate_up, mlp.down_proj.packed),
+        )
+        maps = [one for one in packed if one is not None and one.is_native]
+        norms = (self.input_layernorm, attention.q_norm, attention.k_norm)
+        if len(maps) < len(packed):
+            return None
+        return kernels.LayerWeights(
+            (maps[0], maps[1], maps[2], maps[3]),
+            tuple(
+                norm.weight.detach().float().contiguous()
+                for norm in (*norms, self.post_attention_layernorm)
+            ),
+        )
+
 
 class TextModel(nn.Module):
     """The stack of decoder layers, with picture features let in at the first ones (DeepStack)."""
@@ -137,15 +156,36 @@ class TextModel(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = MRotaryEmbedding(config.head_dim, config.rope_theta, config.mrope_section)
+        self._decoder: kernels.Decoder | None = None
 
     def forward(self, x: Tensor, batch: ForwardBatch, pool: KVPool) -> Tensor:
         """Embedded tokens (T, C) to the final stream (T, C), not yet normed."""
         cos, sin = self.rotary(batch.positions)
+        if has_kernels(x) and x.shape[0] <= kernels.MOST_DECODER_ROWS and batch.features is None:
+            decoder = self.decoder()
+            if decoder is not None:
+                return decoder.run(
+                    *(x, cos, sin, batch.slot_mapping, batch.block_tables, batch.cu_seqlens_q),
+                    *(batch.context_lens, pool.keys, pool.values),
+                    block_size=pool.block_size,
+                    scale=self.layers.at(0).self_attn.head_dim ** -0.5,
+                )
         for index, layer in enumerate(self.layers):
             x = layer(x, cos, sin, batch, pool)
             if batch.features is not None and index < len(batch.features.deepstack):
                 x = add_taps(x, index, batch.visual_rows, batch.features)
         return x
+
+    def decoder(self) -> kernels.Decoder | None:
+        """The layers as one native call; None until they are packed."""
+        if self._decoder is None:
+            weights = [layer.native_weights() for layer in self.layers.each()]
+            known = [one for one in weights if one is not None]
+            if len(known) == len(weights):
+                self._decoder = kernels.Decoder(
+                    known, self.norm.eps, self.layers.at(0).mlp.down_proj.rows_dtype
+                )
+        return self._decoder
 
 
 def add_taps(x: Tensor, tap: int, rows: Tensor | None, features: VisionFeatures) -> Tensor:

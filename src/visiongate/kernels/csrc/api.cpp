@@ -129,9 +129,11 @@ API double vg_probe_products(int product, int64_t num_rounds) {
   return level->probe_products((Product)product, num_rounds);
 }
 
-API void vg_store_kv(const void* k, int64_t k_stride, const void* v, int64_t v_stride, int type,
-                     void* key_cache, void* value_cache, int cache_type, const int64_t* slots,
-                     int64_t T, int64_t width) {
-  level->store_kv({k, k_stride, v, v_stride, (Type)type, key_cache, value_cache, (Type)cache_type,
-                   slots, T, width});
+API void vg_decoder(const DecoderCall* call) { level->decoder(*call); }
+
+API void vg_store_kv(const void* k, int64_t k_stride, int k_type, const void* v, int64_t v_stride,
+                     int v_type, void* key_cache, void* value_cache, int cache_type,
+                     const int64_t* slots, int64_t T, int64_t width) {
+  level->store_kv({k, k_stride, (Type)k_type, v, v_stride, (Type)v_type, key_cache, value_cache,
+                   (Type)cache_type, slots, T, width});
 }

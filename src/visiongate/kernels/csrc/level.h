@@ -93,14 +93,47 @@ struct RopeCall {
 struct StoreCall {
   const void* k;
   int64_t k_stride;
+  Type k_type;
   const void* v;
   int64_t v_stride;
-  Type type;
+  Type v_type;
   void* key_cache;
   void* value_cache;
   Type cache_type;
   const int64_t* slots;
   int64_t T, width;
+};
+
+// A linear map of a decoder layer; decoder.py has the same fields.
+struct MapWeights {
+  const void* panels;
+  const float* scale;
+  const float* bias;
+  int64_t N, product;
+};
+
+struct DecoderLayer {
+  MapWeights qkv, o, gate_up, down;
+  const float *input_norm, *q_norm, *k_norm, *inner_norm;
+};
+
+// All layers of a decoder over T tokens of some sequences, as an AttentionCall has them. The stream
+// x (T, C) is written over; layer i's keys and values are the i-th `num_slots` slots of the caches.
+struct DecoderCall {
+  const DecoderLayer* layers;
+  float* x;
+  const float* cos;  // (T, D)
+  const float* sin;
+  const int64_t* slots;  // (T)
+  const int32_t* bounds;
+  const int32_t* lengths;
+  const int32_t* block_table;
+  void* keys;
+  void* values;
+  int64_t num_layers, T, C, inner, Hq, Hkv, D;
+  int64_t num_sequences, table_width, block_size, num_slots;
+  int64_t cache_type, inner_type;  // inner_type: of the rows that `down` multiplies
+  float eps, scale;
 };
 
 struct Level {
@@ -114,6 +147,7 @@ struct Level {
   void (*silu_mul)(const void* gate_up, Type type, void* y, Type y_type, int64_t T, int64_t I);
   void (*norm_rope)(const RopeCall&);
   void (*store_kv)(const StoreCall&);
+  void (*decoder)(const DecoderCall&);
   float (*probe_read)(const void* buffer, int64_t num_bytes);
   double (*probe_products)(Product product, int64_t num_rounds);
 };

@@ -6,6 +6,7 @@
 #include "simd_avx512.h"
 // simd first: the kernels are written over its `Simd`
 #include "attention.h"
+#include "decoder.h"
 #include "linear.h"
 #include "packing.h"
 #include "probe.h"
@@ -16,7 +17,7 @@ namespace visiongate {
 const Level* avx512_level() {
   static const Level level = {
       "avx512", pack,     linear,   embedding, attention, rms_norm,
-      layer_norm, silu_mul, norm_rope, store_kv,
+      layer_norm, silu_mul, norm_rope, store_kv, decoder,
       probe_read, probe_products,
   };
   return &level;

@@ -13,7 +13,9 @@ void set_num_threads(int count);
 int num_threads();
 
 // Memory of this thread, 64-byte aligned, kept and grown between calls; one block a slot.
-enum ScratchSlot { kActivations, kActivationScales, kSums, kRow, kAttention, kNumScratchSlots };
+enum ScratchSlot {
+  kActivations, kActivationScales, kSums, kRow, kAttention, kDecoder, kNumScratchSlots
+};
 void* scratch(ScratchSlot slot, size_t num_bytes);
 
 }  // namespace visiongate

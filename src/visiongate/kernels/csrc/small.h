@@ -134,11 +134,11 @@ void copy_row(const From* from, To* to, int64_t count) {
 inline void store_kv(const StoreCall& call) {
   parallel_rows(call.T, 2 * call.width, [&](int64_t t) {
     const int64_t to = call.slots[t] * call.width;
-    with_type(call.type, call.k, [&](auto* k) {
+    with_type(call.k_type, call.k, [&](auto* k) {
       with_type(call.cache_type, call.key_cache,
                 [&](auto* cache) { copy_row(k + t * call.k_stride, cache + to, call.width); });
     });
-    with_type(call.type, call.v, [&](auto* v) {
+    with_type(call.v_type, call.v, [&](auto* v) {
       with_type(call.cache_type, call.value_cache,
                 [&](auto* cache) { copy_row(v + t * call.v_stride, cache + to, call.width); });
     });
