@@ -94,7 +94,7 @@ class VisionMLP(nn.Module):
 
     def forward(self, stream: Tensor, x: Tensor) -> Tensor:
         """The stream (N, C) plus the maps of x (N, C)."""
-        if not has_kernels(x):
+        if self.linear_fc2.packed is None or not has_kernels(x):
             return self._map(stream, x)
         for rows, normed in zip(stream.split(MLP_ROWS), x.split(MLP_ROWS), strict=True):
             self._map(rows, normed)  # in place
