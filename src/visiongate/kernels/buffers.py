@@ -25,13 +25,15 @@ KEEP_TAKES = 64
 """A block that was not wanted for this many others is given back: a layer takes about ten."""
 
 
-def map_block(num_bytes: int) -> mmap.mmap:
-    """Private memory of its own, in huge pages where the system has them."""
+def map_block(num_bytes: int, *, in_huge_pages: bool = True) -> mmap.mmap:
+    """Private memory of its own, zeros; in huge pages or small ones where the system can choose."""
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, num_bytes)
     block = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        block.madvise(mmap.MADV_HUGEPAGE)
+    advice = getattr(mmap, "MADV_HUGEPAGE" if in_huge_pages else "MADV_NOHUGEPAGE", None)
+    if advice is not None:
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            block.madvise(advice)
     return block
 
 
@@ -42,12 +44,9 @@ def sparse_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     would be cleared and held for little.
     """
     num_bytes = math.prod(shape) * dtype.itemsize
-    if num_bytes == 0 or not hasattr(mmap, "MAP_PRIVATE"):
+    if num_bytes == 0:
         return torch.zeros(tuple(shape), dtype=dtype)
-    block = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            block.madvise(mmap.MADV_NOHUGEPAGE)
+    block = map_block(num_bytes, in_huge_pages=False)
     return torch.frombuffer(block, dtype=dtype).view(tuple(shape))
 
 

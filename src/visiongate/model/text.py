@@ -133,16 +133,14 @@ class DecoderLayer(nn.Module):
             *(mlp.packed_gate_up, mlp.down_proj.packed),
         )
         maps = [one for one in packed if one is not None and one.is_native]
-        norms = (self.input_layernorm, attention.q_norm, attention.k_norm)
         if len(maps) < len(packed):
             return None
-        return kernels.LayerWeights(
-            (maps[0], maps[1], maps[2], maps[3]),
-            tuple(
-                norm.weight.detach().float().contiguous()
-                for norm in (*norms, self.post_attention_layernorm)
-            ),
+        norms = (
+            *(self.input_layernorm, attention.q_norm),
+            *(attention.k_norm, self.post_attention_layernorm),
         )
+        weights = tuple(norm.weight.detach().float().contiguous() for norm in norms)
+        return kernels.LayerWeights((maps[0], maps[1], maps[2], maps[3]), weights)
 
 
 class TextModel(nn.Module):

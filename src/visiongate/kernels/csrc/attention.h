@@ -311,11 +311,8 @@ struct AttentionTask {
         kMaxRows * kKeys * 4,
         kMaxRows * kKeys * 4,
     };
-    int64_t total = 0;
-    for (int64_t size : sizes) total += round_up(size, 64);
-    char* memory = (char*)scratch(kAttention, total);
     char* parts[7];
-    for (int i = 0; i < 7; memory += round_up(sizes[i], 64), ++i) parts[i] = memory;
+    scratch_parts(kAttention, sizes, parts);
     q = (Number*)parts[0];
     keys_of_block.take(parts[1], D);
     values = (T*)parts[2];

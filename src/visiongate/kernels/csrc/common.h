@@ -13,6 +13,15 @@ namespace {
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Memory of a slot for several arrays, each at a multiple of 64 bytes.
+template <int kParts>
+void scratch_parts(ScratchSlot slot, const int64_t (&sizes)[kParts], char* (&parts)[kParts]) {
+  int64_t total = 0;
+  for (int64_t size : sizes) total += round_up(size, 64);
+  char* memory = (char*)scratch(slot, total);
+  for (int i = 0; i < kParts; memory += round_up(sizes[i], 64), ++i) parts[i] = memory;
+}
+
 // parallel_for over a lambda.
 template <class Body>
 void parallel(int64_t num_items, const Body& body) {

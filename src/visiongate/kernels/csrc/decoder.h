@@ -31,11 +31,8 @@ struct DecoderRows {
         T * call.inner * 8,
         T * call.inner * bytes_of((Type)call.inner_type),
     };
-    int64_t total = 0;
-    for (int64_t size : sizes) total += round_up(size, 64);
-    char* place = (char*)scratch(kDecoder, total);
     char* parts[7];
-    for (int i = 0; i < 7; place += round_up(sizes[i], 64), ++i) parts[i] = place;
+    scratch_parts(kDecoder, sizes, parts);
     normed = (float*)parts[0];
     qkv = (float*)parts[1];
     q = parts[2];

@@ -38,19 +38,9 @@ inline void pack_panel(const char* rows, int64_t row_stride, int64_t num_rows, i
 // Quantises one row of a weight; returns its scale.
 template <class T>
 float quantize_weights(const T* weights, int8_t* row, int64_t K) {
-  Simd::Float top = Simd::zero();
-  for (int64_t k = 0; k < K; k += Simd::kLanes)
-    top = Simd::max(top, Simd::abs(load_part(weights + k, K - k)));
-  const float largest = Simd::largest(top) > 1e-30f ? Simd::largest(top) : 1e-30f;
-  const Simd::Float inverse = Simd::set1(127.0f / largest), offset = Simd::set1(128.0f);
-  for (int64_t k = 0; k < K; k += Simd::kLanes) {
-    uint8_t whole[Simd::kLanes];
-    const Simd::Float scaled = Simd::round(Simd::mul(load_part(weights + k, K - k), inverse));
-    Simd::store_unsigned8(whole, Simd::add(scaled, offset));
-    const int64_t count = smaller(Simd::kLanes, K - k);
-    for (int64_t i = 0; i < count; ++i) row[k + i] = (int8_t)(whole[i] ^ 0x80);
-  }
-  return largest / 127.0f;
+  const float scale = quantize_group(weights, (uint8_t*)row, K);
+  for (int64_t k = 0; k < K; ++k) row[k] = (int8_t)(row[k] ^ 0x80);
+  return scale;
 }
 
 inline int32_t sum_of(const int8_t* row, int64_t count) {

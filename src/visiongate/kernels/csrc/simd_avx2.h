@@ -111,10 +111,8 @@ struct Simd {
   static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
 
   static void store_quantized(uint8_t* p, Float scaled) {
-    store_unsigned8(p, add(round(scaled), set1(128.0f)));
-  }
-  static void store_unsigned8(uint8_t* p, Float whole) {
     alignas(32) int32_t words[kLanes];
+    const Float whole = add(round(scaled), set1(128.0f));
     _mm256_store_si256((__m256i*)words, _mm256_cvtps_epi32(whole));
     for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)words[i];
   }

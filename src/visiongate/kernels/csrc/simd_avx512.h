@@ -91,11 +91,6 @@ struct Simd {
     _mm_storeu_si128((__m128i*)p, _mm_xor_si128(bytes, _mm_set1_epi8((char)0x80)));
   }
 
-  // Writes 16 whole numbers in [1, 255].
-  static void store_unsigned8(uint8_t* p, Float whole) {
-    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(whole)));
-  }
-
   static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {
     visiongate::transpose8(rows, columns, stride);
   }

@@ -98,9 +98,7 @@ struct Simd {
   static Float to_float(Int a) { return __builtin_convertvector(a, Float); }
 
   static void store_quantized(uint8_t* p, Float scaled) {
-    store_unsigned8(p, add(round(scaled), set1(128.0f)));
-  }
-  static void store_unsigned8(uint8_t* p, Float whole) {
+    const Float whole = add(round(scaled), set1(128.0f));
     for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)(int)whole[i];
   }
 
