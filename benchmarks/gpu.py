@@ -18,13 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.gpu_shape import config_4b, random_model
 from visiongate.engine.cuda_runner import PROMPT_BUCKETS, CudaRunner
 from visiongate.kernels.cuda import attention, ops, probe
-from visiongate.model.cuda import CudaQwen3VL, PromptState
-from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
+from visiongate.model.cuda import CudaQwen3VL, PromptInputs, PromptState
+from visiongate.model.inputs import KVPool, VisionFeatures
 from visiongate.model.vision import to_patches
 
 BLOCK = 64
@@ -167,14 +168,21 @@ def parts(results: Results, model: CudaQwen3VL) -> None:
     features = vision()
     runner = CudaRunner(model, pool, max_rows=1, max_context=4096)
     for start, count in ((0, 576), (576, 480), (0, 32), (0, 128), (0, 256), (3000, 640)):
-        chunk = prompt_chunk(features, start, count)
         state = runner._prompt_state(next(size for size in PROMPT_BUCKETS if size >= count))
         graph = runner._prompt_graphs[len(state.residual)]
+        staged = staged_chunk(state, start, count)
+        low, high = max(4, start), min(start + count, 1028)
+        shown = features.rows(low - 4, high - 4) if low < high else None
 
-        def prefill(state: PromptState = state, chunk: ForwardBatch = chunk) -> None:
-            model.decoder.fill(state, chunk, int(chunk.context_lens[0]) - len(chunk.token_ids), 0)
+        def prefill(
+            state: PromptState = state,
+            staged: torch.Tensor = staged,
+            shown: VisionFeatures | None = shown,
+            last: int = count - 1,
+        ) -> None:
+            model.decoder.fill(state, staged, shown)
             runner._prompt_graphs[len(state.residual)].replay()
-            model.decoder.logits(state, len(chunk.token_ids) - 1)
+            model.decoder.logits(state, last)
 
         results[f"prefill_{start}_{count}"] = {
             "ms": milliseconds(prefill),
@@ -197,23 +205,22 @@ def parts(results: Results, model: CudaQwen3VL) -> None:
         profile("decode 64", functools.partial(model.decoder.decode, state64, pool))
 
 
-def prompt_chunk(features: VisionFeatures, start: int, count: int) -> ForwardBatch:
-    """Tokens of a prompt whose picture stands at [4, 1028)."""
-    end = start + count
-    low, high = max(4, start), min(end, 1028)
-    has_picture = low < high
-    places = torch.arange(start, end, device="cuda")
-    return ForwardBatch(
-        token_ids=torch.randint(0, 1000, (count,), device="cuda"),
-        positions=places.expand(3, count),
-        slot_mapping=places,
-        block_tables=torch.arange(64, dtype=torch.int32, device="cuda")[None],
-        cu_seqlens_q=torch.tensor([0, count], dtype=torch.int32),
-        context_lens=torch.tensor([end], dtype=torch.int32),
-        logits_rows=torch.tensor([count - 1], device="cuda"),
-        visual_rows=torch.arange(low - start, high - start, device="cuda") if has_picture else None,
-        features=features.rows(low - 4, high - 4) if has_picture else None,
+def staged_chunk(state: PromptState, start: int, count: int) -> torch.Tensor:
+    """Tokens of a prompt whose picture stands at [4, 1028), on the host."""
+    num_blocks = len(state.inputs.table)
+    staged = torch.empty(len(state.inputs.flat), dtype=torch.int32, pin_memory=True)
+    places = np.arange(start, start + count)
+    low, high = max(4, start), min(start + count, 1028)
+    PromptInputs.of(staged.numpy(), len(state.residual), num_blocks).put(
+        start,
+        np.random.default_rng(0).integers(0, 1000, count),
+        places=np.broadcast_to(places, (3, count)),
+        slots=places,
+        table=np.arange(min(64, num_blocks)),
+        pictures=[(low - start, high - low)] if low < high else [],
+        scratch=0,
     )
+    return staged
 
 
 def profile(name: str, work: Callable[[], object]) -> None:

@@ -314,7 +314,7 @@ def oracle(results: Results, bench: Bench) -> None:
 def our_logits(bench: Bench, inputs: dict[str, Any]) -> torch.Tensor:
     """The engine's logits after the same prompt, through its own chunks."""
     from visiongate.engine.cuda_runner import CudaRunner
-    from visiongate.model.inputs import ForwardBatch
+    from visiongate.model.cuda import PromptInputs
 
     runner = bench.engine.runner
     assert isinstance(runner, CudaRunner)
@@ -325,35 +325,32 @@ def our_logits(bench: Bench, inputs: dict[str, Any]) -> torch.Tensor:
     encoding = model.visual.begin(one_frame, [(down, across)])
     model.visual.advance(encoding, model.visual.num_stages)
     features = model.visual.finish(encoding)[0]
-    tokens = inputs["input_ids"][0]
-    visual = (tokens == model.config.image_token_id).nonzero()[:, 0]
+    tokens = inputs["input_ids"][0].cpu().numpy()
+    visual = (tokens == model.config.image_token_id).nonzero()[0]
+    begin, end_of_picture = int(visual[0]), int(visual[-1]) + 1
     side = across // 2
-    begin = int(visual[0])
     grid = np.indices((1, down // 2, side)).reshape(3, -1) + begin
-    after = np.arange(len(tokens) - begin - len(visual))[None].repeat(3, 0) + begin + side
+    after = np.arange(len(tokens) - end_of_picture)[None].repeat(3, 0) + begin + side
     before = np.arange(begin)[None].repeat(3, 0)
-    positions = torch.from_numpy(np.concatenate((before, grid, after), 1)).to(tokens.device)
+    positions = np.concatenate((before, grid, after), 1)
     block = runner.pool.block_size
-    table = torch.arange(-(-len(tokens) // block), dtype=torch.int32, device=tokens.device)
+    state = runner._prompt_state(576)
     logits = torch.empty(0)
     for start in range(0, len(tokens), 576):
         end = min(start + 576, len(tokens))
-        inside = (visual >= start) & (visual < end)
-        rows = visual[inside] - start
-        first_row = int(inside.nonzero()[0]) if inside.any() else 0
-        batch = ForwardBatch(
-            token_ids=tokens[start:end],
-            positions=positions[:, start:end],
-            slot_mapping=torch.arange(start, end, device=tokens.device),
-            block_tables=table[None],
-            cu_seqlens_q=torch.tensor([0, end - start], dtype=torch.int32),
-            context_lens=torch.tensor([end], dtype=torch.int32),
-            logits_rows=torch.tensor([end - start - 1]),
-            visual_rows=rows if len(rows) else None,
-            features=features.rows(first_row, first_row + len(rows)) if len(rows) else None,
+        low, high = max(start, begin), min(end, end_of_picture)
+        staged = torch.empty(len(state.inputs.flat), dtype=torch.int32)
+        PromptInputs.of(staged.numpy(), 576, len(state.inputs.table)).put(
+            start,
+            tokens[start:end],
+            places=positions[:, start:end],
+            slots=np.arange(start, end),
+            table=np.arange(-(-len(tokens) // block)),
+            pictures=[(low - start, high - low)] if low < high else [],
+            scratch=runner.scratch_block * block,
         )
-        state = runner._prompt_state(576)
-        decoder.fill(state, batch, start, runner.scratch_block * block)
+        shown = features.rows(low - begin, high - begin) if low < high else None
+        decoder.fill(state, staged, shown)
         decoder.compute(state, runner.pool)
         logits = decoder.logits(state, end - start - 1)[0]
     return logits

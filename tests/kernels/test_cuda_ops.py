@@ -171,6 +171,31 @@ def test_embed_rows_reads_host_or_drawn_tokens() -> None:
     assert torch.equal(out, table[[4, 13, 11]])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("keeps_others", [False, True])
+def test_place_rows(dtype: torch.dtype, *, keeps_others: bool) -> None:
+    rows = randn(9, 320, dtype=dtype)
+    where = torch.tensor([-1, 7, 0, -1, 3], dtype=torch.int32, device=DEVICE)
+    before = randn(5, 320)
+    out = before.clone()
+    ops.place_rows(rows[1:], where, out, keeps_others=keeps_others)
+    expected = before if keeps_others else torch.zeros_like(before)
+    expected[[1, 2, 4]] = rows[[8, 1, 4]].float()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("half", [24, 64])
+def test_gather_angles(half: int) -> None:
+    places = torch.tensor([[0, 7, 3, 39], [1, 0, 4, 2], [2, 5, 5, 1]], dtype=torch.int32)
+    axis = torch.arange(half) % 3
+    cosines, sines = rope_tables(40, 2 * half)
+    cos, sin = (torch.full((4, half), torch.nan, device=DEVICE) for _ in range(2))
+    ops.gather_angles(places.to(DEVICE), axis.to(DEVICE), cosines, sines, cos, sin)
+    at = places[axis].t().to(DEVICE)  # (4, half)
+    assert torch.equal(cos, cosines.gather(0, at.long()))
+    assert torch.equal(sin, sines.gather(0, at.long()))
+
+
 @pytest.mark.parametrize("vocabulary", [3968, 151_936])
 def test_draw_rows(vocabulary: int) -> None:
     """Each row by its own settings, as the sampler of the host draws; other rows are left alone."""

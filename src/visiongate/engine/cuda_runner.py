@@ -23,14 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visiongate.engine.runner import Launched, Output, Runner
+from visiongate.engine.runner import (
+    Launched,
+    Output,
+    Runner,
+    pictures_of,
+    positions_of,
+    slots_of,
+)
 from visiongate.engine.sampler import Sampler
 from visiongate.engine.scheduler import Chunk, prompt_part
 from visiongate.engine.sequence import Sequence
 from visiongate.kernels.cuda import ops
 from visiongate.model.card_limits import CHUNK_TOKENS
-from visiongate.model.cuda import CudaQwen3VL, DecodeState, PromptState
-from visiongate.model.inputs import KVPool
+from visiongate.model.cuda import CudaQwen3VL, DecodeState, PromptInputs, PromptState
+from visiongate.model.inputs import KVPool, VisionFeatures
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64)
 """Rows that a graph is captured for; a step uses the smallest that holds its rows."""
@@ -314,16 +321,15 @@ class CudaRunner(Runner):
         while start < end:
             left = len(chunk.sequence.token_ids) - start
             T = min(prompt_part(left, PROMPT_BUCKETS[-1]), end - start)
-            batch, (count,) = self._pack([Chunk(chunk.sequence, start, T)])
             size = next(rows for rows in PROMPT_BUCKETS if rows >= T)
             state = self._prompt_state(size)
-            decoder.fill(state, batch, start, self.scratch_block * self.pool.block_size)
+            decoder.fill(state, *self._stage(Chunk(chunk.sequence, start, T), size))
             if self.is_cuda:
                 self._prompt_graphs[size].replay()
             else:
                 decoder.compute(state, self.pool)
             start += T
-        if not count:
+        if not chunk.draws:
             return None
         logits = decoder.logits(state, T - 1)
         sampler = chunk.sequence.sampler
@@ -337,6 +343,24 @@ class CudaRunner(Runner):
             self._draw_rows(logits, self._argmax, token, {0: chunk})
         return token
 
+    def _stage(self, chunk: Chunk, size: int) -> tuple[Tensor, VisionFeatures | None]:
+        """A chunk's inputs on the host, and the features that they refer to."""
+        length = PromptInputs.length(size, self._num_blocks)
+        staged = torch.empty(length, dtype=torch.int32, pin_memory=self.is_cuda)
+        sequence, start, stop = chunk.sequence, chunk.start, chunk.start + chunk.num_tokens
+        pictures = pictures_of(sequence, start, stop)
+        PromptInputs.of(staged.numpy(), size, self._num_blocks).put(
+            start,
+            sequence.token_ids[start:stop],
+            places=positions_of(sequence, start, stop),
+            slots=slots_of(sequence, start, stop, self.pool.block_size),
+            table=sequence.block_table,
+            pictures=[(place, len(features.embeddings)) for place, features in pictures],
+            scratch=self.scratch_block * self.pool.block_size,
+        )
+        parts = [features for _, features in pictures]
+        return staged, VisionFeatures.concatenate(parts) if parts else None
+
     def _prompt_state(self, size: int) -> PromptState:
         """The tensors for chunks of up to `size` tokens and their graph, made on first use."""
         if size not in self._prompt_states:
@@ -347,9 +371,9 @@ class CudaRunner(Runner):
                 self._largest_prompt = largest
             state = decoder.prompt_view(self._largest_prompt, size)
             # The last chunk's slots may be a living sequence's: capturing writes to nobody's.
-            state.slots.fill_(self.scratch_block * self.pool.block_size)
-            state.table.fill_(self.scratch_block)
-            state.span.copy_(torch.tensor([0, size], dtype=torch.int32))
+            state.inputs.slots.fill_(self.scratch_block * self.pool.block_size)
+            state.inputs.table.fill_(self.scratch_block)
+            state.inputs.span.copy_(torch.tensor([0, size], dtype=torch.int32))
             self._prompt_states[size] = state
             if self.is_cuda:
                 self._prompt_graphs[size] = self._capture(
@@ -426,9 +450,6 @@ class CudaRunner(Runner):
         if self.is_cuda:
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
-
-    def _lengths(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array)  # read on the host
 
     def _host(self, size: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(size, dtype=dtype, pin_memory=self.is_cuda)

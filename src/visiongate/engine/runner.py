@@ -88,57 +88,6 @@ class Runner:
         """
         raise NotImplementedError
 
-    def _pack(self, chunks: Seq[Chunk]) -> tuple[ForwardBatch, list[int]]:
-        """The packed batch, and how many rows of logits each chunk gets."""
-        size = self.pool.block_size
-        tokens: list[int] = []
-        positions, slots, counts = [], [], []
-        logits_rows: list[int] = []
-        visual_rows: list[np.ndarray] = []
-        features: list[VisionFeatures] = []
-        widest = max(len(chunk.sequence.block_table) for chunk in chunks)
-        tables = np.zeros((len(chunks), widest), dtype=np.int32)
-        starts, lengths = [0], []
-        for row, chunk in enumerate(chunks):
-            sequence, start = chunk.sequence, chunk.start
-            stop = start + chunk.num_tokens
-            offset = len(tokens)
-            tokens += (sequence.token_ids + sequence.draft)[start:stop]
-            positions.append(_positions(sequence, start, stop))
-            table = np.asarray(sequence.block_table, dtype=np.int32)
-            tables[row, : len(table)] = table
-            places = np.arange(start, stop)
-            slots.append(table[places // size].astype(np.int64) * size + places % size)
-            count = stop - len(sequence.token_ids) + 1 if chunk.draws else 0
-            counts.append(count)
-            logits_rows += range(len(tokens) - count, len(tokens))
-            for span, picture in zip(sequence.spans, sequence.features, strict=True):
-                low, high = max(span.start, start), min(span.end, stop)
-                if low < high:
-                    assert picture is not None
-                    visual_rows.append(np.arange(low - start + offset, high - start + offset))
-                    features.append(picture.rows(low - span.start, high - span.start))
-            starts.append(len(tokens))
-            lengths.append(stop)
-        batch = ForwardBatch(
-            token_ids=self._tensor(np.asarray(tokens, dtype=np.int64)),
-            positions=self._tensor(np.concatenate(positions, axis=1).astype(np.int64)),
-            slot_mapping=self._tensor(np.concatenate(slots)),
-            block_tables=self._tensor(tables),
-            cu_seqlens_q=self._lengths(np.asarray(starts, dtype=np.int32)),
-            context_lens=self._lengths(np.asarray(lengths, dtype=np.int32)),
-            logits_rows=self._tensor(np.asarray(logits_rows, dtype=np.int64)),
-            visual_rows=self._tensor(np.concatenate(visual_rows)) if features else None,
-            features=VisionFeatures.concatenate(features) if features else None,
-        )
-        return batch, counts
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
-
-    def _lengths(self, array: np.ndarray) -> Tensor:
-        return self._tensor(array)
-
 
 class ModelRunner(Runner):
     """Steps on the CPU: one packed pass through the model."""
@@ -158,8 +107,65 @@ class ModelRunner(Runner):
         outputs: list[Output] = [next(parts) if count else None for count in counts]
         return Launched(list(chunks), outputs, time.perf_counter() - start)
 
+    def _pack(self, chunks: Seq[Chunk]) -> tuple[ForwardBatch, list[int]]:
+        """The packed batch, and how many rows of logits each chunk gets."""
+        tokens: list[int] = []
+        positions, slots, counts = [], [], []
+        logits_rows: list[int] = []
+        visual_rows: list[np.ndarray] = []
+        features: list[VisionFeatures] = []
+        widest = max(len(chunk.sequence.block_table) for chunk in chunks)
+        tables = np.zeros((len(chunks), widest), dtype=np.int32)
+        starts, lengths = [0], []
+        for row, chunk in enumerate(chunks):
+            sequence, start = chunk.sequence, chunk.start
+            stop = start + chunk.num_tokens
+            offset = len(tokens)
+            tokens += (sequence.token_ids + sequence.draft)[start:stop]
+            positions.append(positions_of(sequence, start, stop))
+            slots.append(slots_of(sequence, start, stop, self.pool.block_size))
+            tables[row, : len(sequence.block_table)] = sequence.block_table
+            count = stop - len(sequence.token_ids) + 1 if chunk.draws else 0
+            counts.append(count)
+            logits_rows += range(len(tokens) - count, len(tokens))
+            for place, part in pictures_of(sequence, start, stop):
+                visual_rows.append(np.arange(len(part.embeddings)) + place + offset)
+                features.append(part)
+            starts.append(len(tokens))
+            lengths.append(stop)
+        batch = ForwardBatch(
+            token_ids=torch.from_numpy(np.asarray(tokens, dtype=np.int64)),
+            positions=torch.from_numpy(np.concatenate(positions, axis=1).astype(np.int64)),
+            slot_mapping=torch.from_numpy(np.concatenate(slots)),
+            block_tables=torch.from_numpy(tables),
+            cu_seqlens_q=torch.from_numpy(np.asarray(starts, dtype=np.int32)),
+            context_lens=torch.from_numpy(np.asarray(lengths, dtype=np.int32)),
+            logits_rows=torch.from_numpy(np.asarray(logits_rows, dtype=np.int64)),
+            visual_rows=torch.from_numpy(np.concatenate(visual_rows)) if features else None,
+            features=VisionFeatures.concatenate(features) if features else None,
+        )
+        return batch, counts
 
-def _positions(sequence: Sequence, start: int, stop: int) -> np.ndarray:
+
+def pictures_of(sequence: Sequence, start: int, stop: int) -> list[tuple[int, VisionFeatures]]:
+    """Features that stand for tokens [start, stop), each after its place among those tokens."""
+    found = []
+    for span, picture in zip(sequence.spans, sequence.features, strict=True):
+        low, high = max(span.start, start), min(span.end, stop)
+        if low < high:
+            assert picture is not None
+            found.append((low - start, picture.rows(low - span.start, high - span.start)))
+    return found
+
+
+def slots_of(sequence: Sequence, start: int, stop: int, block_size: int) -> np.ndarray:
+    """Slots of tokens [start, stop) in the cache, int64 (n,)."""
+    places = np.arange(start, stop)
+    table = np.asarray(sequence.block_table, dtype=np.int64)
+    return table[places // block_size] * block_size + places % block_size
+
+
+def positions_of(sequence: Sequence, start: int, stop: int) -> np.ndarray:
     """Positions (3, n) of tokens [start, stop): the prompt's own, then counted on."""
     prompt = sequence.request.prompt
     known = prompt.positions[:, start : min(stop, sequence.num_prompt_tokens)]

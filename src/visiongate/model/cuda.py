@@ -22,19 +22,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from visiongate.kernels.cuda import attention, nvrtc, ops, stream, weight8
 from visiongate.kernels.cuda.weight8 import Matrix8
-from visiongate.model.card_limits import NUM_PICTURE_STATES, NUM_POSITION_TABLES
+from visiongate.model.card_limits import CHUNK_TOKENS, NUM_PICTURE_STATES, NUM_POSITION_TABLES
 from visiongate.model.config import ModelConfig, VisionConfig
-from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
+from visiongate.model.inputs import KVPool, VisionFeatures
 from visiongate.model.layers import MRotaryEmbedding
 from visiongate.model.vision import Encoding, Grid, position_tables
 
 MatrixT = TypeVar("MatrixT", Tensor, Matrix8)
+ArrayT = TypeVar("ArrayT", Tensor, "np.ndarray[Any, Any]")
 Linear = stream.StreamLinear | weight8.Linear8
 
 
@@ -52,25 +55,91 @@ class DecoderLayer(Generic[MatrixT]):
     down: MatrixT
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptInputs(Generic[ArrayT]):
+    """What the host says about a prompt's chunk of up to T tokens: one int32 array, so one copy.
+
+    Attributes:
+        flat: all of it.
+        span: (2,): the chunk's first position and its tokens.
+        table: (blocks,), the sequence's.
+        tokens: (T,).
+        visual: (T,), the row of the features that stands for a token, or -1.
+        places: (3, T), rotary positions.
+        slots: (T,), where keys and values go.
+    """
+
+    flat: ArrayT
+    span: ArrayT
+    table: ArrayT
+    tokens: ArrayT
+    visual: ArrayT
+    places: ArrayT
+    slots: ArrayT
+
+    @staticmethod
+    def length(num_rows: int, num_blocks: int) -> int:
+        """Numbers of a chunk of up to `num_rows` tokens whose table has `num_blocks` entries."""
+        return 32 + -(-num_blocks // 32) * 32 + 6 * num_rows  # each part begins at a whole line
+
+    @classmethod
+    def of(cls, flat: ArrayT, num_rows: int, num_blocks: int) -> PromptInputs[ArrayT]:
+        """The parts of the first `length` numbers of an array."""
+        flat = flat[: cls.length(num_rows, num_blocks)]
+        rows = flat[len(flat) - 6 * num_rows :].reshape(6, num_rows)
+        table = flat[32 : 32 + num_blocks]
+        return cls(flat, flat[:2], table, rows[0], rows[1], rows[2:5], rows[5])
+
+    def put(
+        self: PromptInputs[np.ndarray[Any, Any]],
+        start: int,
+        tokens: ArrayLike,
+        *,
+        places: ArrayLike,
+        slots: ArrayLike,
+        table: ArrayLike,
+        pictures: Iterable[tuple[int, int]],
+        scratch: int,
+    ) -> None:
+        """Writes all of it.
+
+        Args:
+            start: the first token's position.
+            tokens, places, slots: (n,), (3, n), (n,); the rows beyond write to the slot `scratch`.
+            table: the sequence's blocks.
+            pictures: place and number of tokens that stand for the features' rows, in their order.
+        """
+        count, num_before = np.shape(slots)[0], 0
+        self.flat[:] = 0
+        self.span[:] = start, count
+        self.table[: np.shape(table)[0]] = table
+        self.tokens[:count] = tokens
+        self.places[:, :count] = places
+        self.slots[:] = scratch
+        self.slots[:count] = slots
+        self.visual[:] = -1
+        for place, length in pictures:
+            self.visual[place : place + length] = np.arange(num_before, num_before + length)
+            num_before += length
+
+
 @dataclass(slots=True, eq=False)
 class PromptState:
     """The tensors of a prompt's chunk of up to T tokens; fixed addresses, as in `DecodeState`.
 
     Attributes:
+        inputs: what `fill` copies.
         residual: float32 (T, C): embedded tokens, then the stream.
         taps: float32 (taps, T, C): what DeepStack adds after the first layers.
-        slots: int64 (T,), where keys and values go.
-        table: int32 (blocks,), the sequence's; `span` int32 (2,): first position, tokens.
+        cos, sin: float32 (T, D / 2).
         delta: (1, T, C), the last layer's part that is not in `residual` yet.
     """
 
+    inputs: PromptInputs[Tensor]
     residual: Tensor
     taps: Tensor
     cos: Tensor
     sin: Tensor
-    slots: Tensor
-    table: Tensor
-    span: Tensor
     normed: Tensor
     attended: Tensor
     inner: Tensor
@@ -223,6 +292,7 @@ class CudaDecoder:
         self._products: list[Products] = []
         self._stream_head: Linear | None = None
         self._wide = self._empty(0)
+        self._undrawn = torch.full((CHUNK_TOKENS,), -1, dtype=torch.int32, device=device)
 
     def prepare(self, num_positions: int) -> None:
         """Readies `decode`, once the weights are there, for rotary positions up to a number."""
@@ -361,14 +431,13 @@ class CudaDecoder:
         """Tensors for chunks of up to `num_rows` tokens whose table has `num_blocks` entries."""
         text, T = self.config, num_rows
         zeros = functools.partial(torch.zeros, device=self.device)
+        inputs = zeros(PromptInputs.length(T, num_blocks), dtype=torch.int32)
         return PromptState(
+            inputs=PromptInputs.of(inputs, T, num_blocks),
             residual=zeros(T, text.hidden_size),
             taps=zeros(num_taps, T, text.hidden_size),
             cos=zeros(T, text.head_dim // 2),
             sin=zeros(T, text.head_dim // 2),
-            slots=zeros(T, dtype=torch.int64),
-            table=zeros(num_blocks, dtype=torch.int32),
-            span=zeros(2, dtype=torch.int32),
             normed=self._empty(T, text.hidden_size),
             attended=self._empty(T, self.heads * text.head_dim).zero_(),
             inner=self._empty(T, text.intermediate_size),
@@ -378,45 +447,40 @@ class CudaDecoder:
     def prompt_view(self, state: PromptState, num_rows: int) -> PromptState:
         """A state of fewer rows in the memory of another: chunks run one after another."""
         rows = slice(num_rows)
+        inputs = state.inputs
         return dataclasses.replace(
             state,
+            inputs=PromptInputs.of(inputs.flat, num_rows, len(inputs.table)),
             residual=state.residual[rows],
             taps=state.taps[:, rows],
             cos=state.cos[rows],
             sin=state.sin[rows],
-            slots=state.slots[rows],
             normed=state.normed[rows],
             attended=state.attended[rows],
             inner=state.inner[rows],
             delta=state.delta[:, rows],
         )
 
-    def fill(self, state: PromptState, batch: ForwardBatch, num_cached: int, scratch: int) -> None:
-        """Puts one sequence's chunk into a state; rows beyond it write to the slot `scratch`.
+    def fill(self, state: PromptState, staged: Tensor, features: VisionFeatures | None) -> None:
+        """Puts one sequence's chunk into a state, after `prepare`.
 
-        `num_cached` tokens of the sequence are in the cache already.
+        `staged` is the state's inputs on the host; its `visual` tells rows of `features`.
         """
-        T, half = len(batch.token_ids), self.config.head_dim // 2
-        state.residual[:T] = self._embed(batch.token_ids)
-        state.residual[T:] = 0
-        features = batch.features
-        if features is not None:
-            assert batch.visual_rows is not None
-            state.residual.index_copy_(0, batch.visual_rows, features.embeddings.float())
-        state.taps.zero_()
-        if features is not None and batch.visual_rows is not None:
+        inputs, x = state.inputs, state.residual
+        inputs.flat.copy_(staged, non_blocking=True)
+        nobody = self._undrawn[: len(x)]
+        if isinstance(self.embedding, Matrix8):
+            weight8.embed_rows(inputs.tokens, nobody, nobody, self.embedding, x)
+        else:
+            ops.embed_rows(inputs.tokens, nobody, nobody, self.embedding, x)
+        if features is None:
+            state.taps.zero_()
+        else:
+            ops.place_rows(features.embeddings, inputs.visual, x, keeps_others=True)
             for tap, rows in zip(state.taps, features.deepstack, strict=True):
-                tap.index_copy_(0, batch.visual_rows, rows.float())
-        cos, sin = self.rotary(batch.positions)
-        state.cos[:T], state.sin[:T] = cos[:, :half], sin[:, :half]
-        state.slots.fill_(scratch)
-        state.slots[:T] = batch.slot_mapping
-        table = batch.block_tables[0]
-        state.table[: len(table)] = table
-        span = torch.tensor([num_cached, T], dtype=torch.int32)
-        if self.device.type == "cuda":  # or the host would wait for all that is under way
-            span = span.pin_memory()
-        state.span.copy_(span, non_blocking=True)
+                ops.place_rows(rows, inputs.visual, tap, keeps_others=False)
+        axis = self.rotary.axis
+        ops.gather_angles(inputs.places, axis, self._cos, self._sin, state.cos, state.sin)
 
     def compute(self, state: PromptState, pool: KVPool) -> None:
         """All layers over a filled state; writes the pool; what is left is `logits`."""
@@ -435,10 +499,12 @@ class CudaDecoder:
                 state.sin,
                 keys,
                 values,
-                state.slots,
+                state.inputs.slots,
                 eps,
             )
-            ops.prompt_attention(qkv, keys, values, state.table, state.span, state.attended)
+            ops.prompt_attention(
+                qkv, keys, values, state.inputs.table, state.inputs.span, state.attended
+            )
             torch.mm(state.attended, self._weight(layer.o).t(), out=delta[0])
             ops.add_norm(x, delta, layer.post_norm, eps, y)
             ops.silu_mul(F.linear(y, self._weight(layer.gate_up)), state.inner)
@@ -475,11 +541,6 @@ class CudaDecoder:
         if self.dtype != torch.bfloat16 or self.device.type != "cuda":
             return False
         return nvrtc.is_available(self.device.index or 0)
-
-    def _embed(self, token_ids: Tensor) -> Tensor:
-        if isinstance(self.embedding, Matrix8):
-            return self.embedding.lookup(token_ids)
-        return F.embedding(token_ids, self.embedding)
 
     def _weight(self, matrix: Tensor | Matrix8) -> Tensor:
         """The matrix for a large product; one in 8 bits is valid until the next is asked for."""

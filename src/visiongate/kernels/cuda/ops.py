@@ -1,6 +1,8 @@
 """The small kernels of a GPU step, in Triton: what stands between the matrix products.
 
     embed_rows            token ids -> residual stream, float32
+    place_rows            prompt: pictures' features where they belong
+    gather_angles         prompt: cosines and sines of its rotary positions
     add_norm              residual += product; RMS norm of it
     qk_norm_rope_store    prompt: norm and turn queries and keys, put keys and values in the cache
     prompt_attention      prompt: attention of a chunk over the paged cache
@@ -53,6 +55,28 @@ def embed_rows(tokens: Tensor, drawn: Tensor, source: Tensor, table: Tensor, out
     """Gives out (B, C) float32 = table[token]; token = drawn[source] where source >= 0 (int32)."""
     B, C = out.shape
     _embed[(B,)](tokens, drawn, source, table, out, C, triton.next_power_of_2(C), num_warps=8)
+
+
+def place_rows(rows: Tensor, where: Tensor, out: Tensor, *, keeps_others: bool) -> None:
+    """Puts rows[where[t]] into row t of out (T, C), float32; int32 (T,).
+
+    Where that is negative the row of `out` stays as it is, or becomes zeros.
+    """
+    T, C = out.shape
+    _place_rows[(T,)](rows, where, out, C, triton.next_power_of_2(C), keeps_others, num_warps=8)
+
+
+def gather_angles(
+    places: Tensor, axis: Tensor, cosines: Tensor, sines: Tensor, cos: Tensor, sin: Tensor
+) -> None:
+    """Cosines and sines (T, D / 2) of positions int32 (3, T), out of tables (positions, D / 2).
+
+    `axis` int64 (D / 2,) says which of the three positions a frequency follows.
+    """
+    T, half = cos.shape
+    _gather_angles[(T,)](
+        places, axis, cosines, sines, cos, sin, T, half, triton.next_power_of_2(half), num_warps=1
+    )
 
 
 def add_norm(
@@ -121,7 +145,7 @@ def qk_norm_rope_store(
         qkv: (T, (H + 2 Hkv) D).
         cos, sin: float32 (T, D / 2).
         keys, values: (blocks, Hkv, block size, D), one layer's cache.
-        slots: int64 (T,).
+        slots: int32 (T,).
     """
     T = qkv.shape[0]
     _, kv_heads, block_size, head = keys.shape
@@ -361,6 +385,30 @@ def _embed(tokens, drawn, source, table, out, C, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _place_rows(rows, where, out, C, WIDTH: tl.constexpr, KEEPS: tl.constexpr):
+    row = tl.program_id(0)
+    source = tl.load(where + row).to(tl.int64)
+    c = tl.arange(0, WIDTH)
+    if source >= 0:
+        x = tl.load(rows + source * C + c, mask=c < C, other=0.0)
+        tl.store(out + row * C + c, x.to(tl.float32), mask=c < C)
+    elif not KEEPS:
+        tl.store(out + row * C + c, tl.zeros((WIDTH,), tl.float32), mask=c < C)
+
+
+@triton.jit
+def _gather_angles(places, axis, cosines, sines, cos, sin, T, HALF, WIDTH: tl.constexpr):
+    row = tl.program_id(0)
+    d = tl.arange(0, WIDTH)
+    inside = d < HALF
+    which = tl.load(axis + d, mask=inside, other=0)
+    place = tl.load(places + which * T + row, mask=inside, other=0)
+    at = place.to(tl.int64) * HALF + d
+    tl.store(cos + row * HALF + d, tl.load(cosines + at, mask=inside, other=0.0), mask=inside)
+    tl.store(sin + row * HALF + d, tl.load(sines + at, mask=inside, other=0.0), mask=inside)
+
+
+@triton.jit
 def _add_norm(
     residual, parts, weight, out, T, C, WIDTH: tl.constexpr, S: tl.constexpr, EPS: tl.constexpr
 ):
@@ -440,7 +488,7 @@ def _qk_norm_rope_store(
     turned_right = (right * c + left * s).to(qkv.dtype.element_ty)
     tl.store(at, turned_left, mask=inside)
     tl.store(at + HALF, turned_right, mask=inside)
-    slot = tl.load(slots + row)
+    slot = tl.load(slots + row).to(tl.int64)
     is_key = inside & (heads >= H)[:, None]
     first = slot // BLOCK * HKV * BLOCK + slot % BLOCK  # of key-value head 0
     key_at = keys + (first + (heads[:, None] - H) * BLOCK) * D + d[None, :]
