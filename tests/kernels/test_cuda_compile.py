@@ -59,12 +59,18 @@ for dtype, pdl in ((torch.bfloat16, CAPABILITY >= 90), (torch.float32, False)):
                            meta(1024, dtype=dtype), meta(8, 1024, dtype=dtype), 1e-6)
     ops.silu_mul(meta(8, 2 * 9728, dtype=dtype), meta(8, 9728, dtype=dtype))
     ops.draw_rows(meta(8, 151936, dtype=f32), meta(3, 6, dtype=torch.float64),
-                  meta(8, 64, dtype=f32), ops.DrawSpace(8, torch.device("meta")),
-                  meta(8, dtype=i32))
+                  ops.ArgmaxSpace(8, torch.device("meta")),
+                  ops.DrawSpace(8, torch.device("meta")), meta(8, dtype=i32))
+    for keeps_others in (False, True):
+        ops.place_rows(meta(5, 2560, dtype=dtype), meta(8, dtype=i32), meta(8, 2560, dtype=f32),
+                       keeps_others=keeps_others)
+    ops.gather_angles(meta(3, 8, dtype=i32), meta(64, dtype=torch.int64),
+                      meta(4096, 64, dtype=f32), meta(4096, 64, dtype=f32),
+                      meta(8, 64, dtype=f32), meta(8, 64, dtype=f32))
     ops.qk_norm_rope_store(
         meta(8, 6144, dtype=dtype), meta(128, dtype=dtype), meta(128, dtype=dtype),
         meta(8, 64, dtype=f32), meta(8, 64, dtype=f32), meta(10, 8, 64, 128, dtype=dtype),
-        meta(10, 8, 64, 128, dtype=dtype), meta(8, dtype=torch.int64), 1e-6)
+        meta(10, 8, 64, 128, dtype=dtype), meta(8, dtype=i32), 1e-6)
     ops.rotate_vision(
         meta(8, 3, 16, 64, dtype=dtype), meta(8, 32, dtype=f32), meta(8, 32, dtype=f32), 16)
     space = ops.AttentionSpace(8, 100, 32, 8, 128, torch.device("meta"))
@@ -115,7 +121,7 @@ def compiled(work: str, capability: int) -> list[str]:
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_every_kernel_compiles(capability: int) -> None:
-    assert len(compiled(OPS, capability)) == 12
+    assert len(compiled(OPS, capability)) == 14
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90])

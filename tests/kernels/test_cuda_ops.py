@@ -157,8 +157,10 @@ def test_argmax_rows_takes_the_first_of_equals() -> None:
     logits[3] = -torch.inf
     logits[3, 5] = -100.0
     out = torch.full((4,), -1, dtype=torch.int32, device=DEVICE)
-    ops.argmax_rows(logits, ops.ArgmaxSpace(4, DEVICE), out)
+    space = ops.ArgmaxSpace(4, DEVICE)
+    ops.argmax_rows(logits, space, out)
     assert out.tolist() == [int(logits[0].argmax()), 70, 3967, 5]
+    assert torch.equal(space.ordered, space.best.sort(descending=True).values)
 
 
 def test_embed_rows_reads_host_or_drawn_tokens() -> None:
@@ -225,7 +227,7 @@ def test_draw_rows(vocabulary: int) -> None:
             for row, (p, sampler) in enumerate(zip(params, samplers, strict=True))
         ]
         settings = torch.tensor(table, dtype=torch.float64, device=DEVICE)
-        ops.draw_rows(logits, settings, argmax.best, space, out)
+        ops.draw_rows(logits, settings, argmax, space, out)
         twins = [Sampler(dataclasses.replace(p, seed=seed), [], None) for p in params]
         expected = [twin.draw(logits[row + 1].cpu()) for row, twin in enumerate(twins)]
         assert out.tolist() == [-1, *expected, -1]

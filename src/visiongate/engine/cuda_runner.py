@@ -90,6 +90,20 @@ class LaunchedOnDevice(Launched):
         return self.outputs
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Draws:
+    """Rows that draw at random.
+
+    Attributes:
+        few: float64 (R, 6), settings of rows with a small top-k, as `ops.draw_rows` reads them.
+        rows: int64 (R,), the others, each with a sampler.
+    """
+
+    few: Tensor | None
+    rows: Tensor | None
+    samplers: list[Sampler]
+
+
 class CudaRunner(Runner):
     """The model on one GPU, its cache, and a graph for each number of rows.
 
@@ -227,11 +241,11 @@ class CudaRunner(Runner):
         size = next(bucket for bucket in self.buckets if bucket >= len(chunks))
         state = self._state(size)
         self._fill(state, size, chunks, sources)
+        draws = self._draws(dict(enumerate(chunks)))
         if self.is_cuda:
             self._graphs[size].replay()
         else:
             self.model.decoder.decode(state, self.pool)
-        random: list[int] = []
         for row, index in enumerate(decoding):
             sequence = launched.chunks[index].sequence
             launched.rows[sequence] = row
@@ -239,10 +253,7 @@ class CudaRunner(Runner):
                 launched.outputs[index] = state.logits[row : row + 1].clone()
                 continue
             launched.places[index] = at + row
-            if not sequence.sampler.is_plain:
-                random.append(row)
-        where = {row: chunks[row] for row in random}
-        self._draw_rows(state.logits, state.argmax, state.drawn, where)
+        self._draw_rows(draws, state.logits, state.argmax, state.drawn)
         return state.drawn[: len(chunks)]
 
     def _fill(
@@ -337,10 +348,10 @@ class CudaRunner(Runner):
             launched.outputs[index] = logits
             return None
         launched.places[index] = at
+        draws = self._draws({0: chunk})
         token = torch.empty(1, dtype=torch.int32, device=self.device)
         ops.argmax_rows(logits, self._argmax, token)
-        if not sampler.is_plain:
-            self._draw_rows(logits, self._argmax, token, {0: chunk})
+        self._draw_rows(draws, logits, self._argmax, token)
         return token
 
     def _stage(self, chunk: Chunk, size: int) -> tuple[Tensor, VisionFeatures | None]:
@@ -383,25 +394,33 @@ class CudaRunner(Runner):
 
     # ---- draws
 
-    def _draw_rows(
-        self, logits: Tensor, argmax: ops.ArgmaxSpace, drawn: Tensor, chunks: dict[int, Chunk]
-    ) -> None:
-        """Draws at random for some rows of logits (B, V), into `drawn` (B,), after the argmax."""
+    def _draws(self, chunks: dict[int, Chunk]) -> Draws:
+        """What to draw at random, on its way to the device before the rows are computed."""
         few: list[tuple[float, ...]] = []
         many: dict[int, Sampler] = {}
         for row, chunk in chunks.items():
             sampler, p = chunk.sequence.sampler, chunk.sequence.sampler.params
+            if sampler.needs_host or sampler.is_plain:
+                continue
             if 0 < p.top_k <= ops.MOST_DRAWN:
                 few.append((row, p.temperature, p.top_k, p.top_p, p.min_p, sampler.uniform()))
             else:
                 many[row] = sampler
-        if few:
-            table = self._tensor(np.asarray(few, dtype=np.float64))
-            ops.draw_rows(logits, table, argmax.best, self._draw_space, drawn)
-        if many:
-            where = self._tensor(np.asarray(list(many), dtype=np.int64))
-            tokens = self._draw_from_all(logits[where], list(many.values()))
-            drawn.index_copy_(0, where, tokens)
+        return Draws(
+            few=self._tensor(np.asarray(few, dtype=np.float64)) if few else None,
+            rows=self._tensor(np.asarray(list(many), dtype=np.int64)) if many else None,
+            samplers=list(many.values()),
+        )
+
+    def _draw_rows(
+        self, draws: Draws, logits: Tensor, argmax: ops.ArgmaxSpace, drawn: Tensor
+    ) -> None:
+        """Draws at random for some rows of logits (B, V), into `drawn` (B,), after the argmax."""
+        if draws.few is not None:
+            ops.draw_rows(logits, draws.few, argmax, self._draw_space, drawn)
+        if draws.rows is not None:
+            tokens = self._draw_from_all(logits[draws.rows], draws.samplers)
+            drawn.index_copy_(0, draws.rows, tokens)
 
     def _draw_from_all(self, logits: Tensor, samplers: Seq[Sampler]) -> Tensor:
         """One token for each row of float32 logits (R, V), as `Sampler.draw` would: int32 (R,)."""

@@ -314,6 +314,7 @@ class ArgmaxSpace:
     def __init__(self, num_rows: int, device: torch.device) -> None:
         self.best = torch.empty(num_rows, _SLICES, dtype=torch.float32, device=device)
         self.where = torch.empty(num_rows, _SLICES, dtype=torch.int32, device=device)
+        self.ordered = torch.empty_like(self.best)  # each row of `best`, the largest first
 
 
 _SLICES = 64
@@ -325,9 +326,9 @@ def argmax_rows(logits: Tensor, space: ArgmaxSpace, out: Tensor, *, pdl: bool = 
     per = triton.cdiv(V, _SLICES)
     _argmax_slices[(B, _SLICES)](
         logits, space.best, space.where, V, per, triton.next_power_of_2(per), _SLICES, pdl,
-        **_launch(pdl),
+        num_warps=2, **_launch(pdl),
     )  # fmt: skip
-    _argmax_merge[(B,)](space.best, space.where, out, _SLICES, pdl, **_launch(pdl))
+    _argmax_merge[(B,)](space.best, space.where, space.ordered, out, _SLICES, pdl, **_launch(pdl))
 
 
 MOST_DRAWN = 32
@@ -338,34 +339,31 @@ class DrawSpace:
     """Work space of `draw_rows`."""
 
     def __init__(self, num_rows: int, device: torch.device) -> None:
-        self.best = torch.empty(
-            num_rows, _DRAW_SLICES, MOST_DRAWN, dtype=torch.int64, device=device
-        )
-
-
-_DRAW_SLICES = 128
+        self.best = torch.empty(num_rows, 2 * _SLICES, MOST_DRAWN, dtype=torch.int64, device=device)
 
 
 def draw_rows(
-    logits: Tensor, settings: Tensor, maxima: Tensor, space: DrawSpace, out: Tensor
+    logits: Tensor, settings: Tensor, argmax: ArgmaxSpace, space: DrawSpace, out: Tensor
 ) -> None:
     """Draws a token in some rows of logits (B, V) float32, by inverting the cumulative sum.
 
     Args:
-        maxima: float32 (B, 64), `best` of the space that `argmax_rows` had for these logits: the
-            k-th largest of them is no larger than the k-th largest logit, which spares most work.
+        argmax: the space that `argmax_rows` had for these logits. The k-th largest of a row's 64
+            maxima is no larger than the k-th largest logit, so slices with a smaller maximum are
+            not read.
         settings: float64 (R, 6), for each row that draws: the row, temperature, top-k (1 to
             MOST_DRAWN), top-p, min-p, and a random number in [0, 1).
         out: int32 (B,); the rows that draw are written.
     """
     R, V = len(settings), logits.shape[1]
-    slices = min(_DRAW_SLICES, triton.next_power_of_2(triton.cdiv(V, 2048)))
-    per = triton.cdiv(V, slices)
-    width = max(MOST_DRAWN, triton.next_power_of_2(per))
-    _draw_slices[(R, slices)](
-        logits, settings, maxima, space.best, V, per, width, slices, _SLICES, MOST_DRAWN
+    per = triton.cdiv(V, _SLICES)
+    halves = 2 if per > 2048 else 1  # of a slice whose maximum is known
+    width = max(MOST_DRAWN, triton.next_power_of_2(triton.cdiv(per, halves)))
+    maxima, ordered = argmax.best, argmax.ordered
+    _draw_slices[(R, halves * _SLICES)](
+        logits, settings, maxima, ordered, space.best, V, per, width, halves, _SLICES, MOST_DRAWN
     )
-    _draw_merge[(R,)](settings, space.best, out, slices * MOST_DRAWN, MOST_DRAWN, num_warps=8)
+    _draw_merge[(R,)](settings, maxima, ordered, space.best, out, halves, _SLICES, MOST_DRAWN)
 
 
 def _launch(pdl: bool) -> dict[str, bool]:
@@ -731,14 +729,18 @@ def _argmax_slices(
 
 
 @triton.jit
-def _argmax_merge(best, where, out, SLICES: tl.constexpr, PDL: tl.constexpr):
+def _argmax_merge(best, where, ordered, out, SLICES: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0)
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     i = tl.arange(0, SLICES)
-    _, at = tl.max(tl.load(best + row * SLICES + i), 0, return_indices=True)
+    most = tl.load(best + row * SLICES + i)
+    _, at = tl.max(most, 0, return_indices=True)
     tl.store(out + row, tl.load(where + row * SLICES + at))
+    other = tl.load(best + row * SLICES + i)[None, :]
+    is_before = (other > most[:, None]) | ((other == most[:, None]) & (i[None, :] < i[:, None]))
+    tl.store(ordered + row * SLICES + tl.sum(is_before.to(tl.int32), 1), most)
 
 
 @triton.jit
@@ -765,29 +767,37 @@ def _ordered(x):
 
 @triton.jit
 def _draw_slices(
-    logits, settings, maxima, best, V, per,
-    WIDTH: tl.constexpr, SLICES: tl.constexpr, MAXIMA: tl.constexpr, K: tl.constexpr,
+    logits, settings, maxima, ordered, best, V, per,
+    WIDTH: tl.constexpr, HALVES: tl.constexpr, MAXIMA: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """What one slice of a row has of the row's k largest, as (order of the logit, ~token)."""
+    """What one slice, or half of it, has of its row's k largest, as (order of the logit, ~token).
+
+    A slice that has nothing of them is not read, and nothing is written for it.
+    """
     which = tl.program_id(0)
     part = tl.program_id(1)
     row = tl.load(settings + which * 6).to(tl.int64)
     top_k = tl.load(settings + which * 6 + 2).to(tl.int32)
-    i = tl.arange(0, MAXIMA)
-    most = tl.load(maxima + row * MAXIMA + i)
-    rank = tl.sum((most[None, :] > most[:, None]).to(tl.int32), 1)
-    least = tl.min(tl.where(rank < top_k, most, float("inf")), 0)
-    c = part * per + tl.arange(0, WIDTH)
-    inside = (c < V) & (c < (part + 1) * per)
-    x = tl.load(logits + row * V + c, mask=inside, other=float("-inf"))
-    keys = _ordered(x).to(tl.int64) * 0x100000000 + (0x7FFFFFFF - c).to(tl.int64)
-    lowest = _ordered(least).to(tl.int64) * 0x100000000
-    at = best + (which * SLICES + part) * K + tl.arange(0, K)
-    tl.store(at, _largest(keys, top_k, lowest, K))
+    least = tl.load(ordered + row * MAXIMA + top_k - 1)  # of the k largest none is below it
+    owner = part // HALVES
+    if tl.load(maxima + row * MAXIMA + owner) >= least:
+        half = tl.cdiv(per, HALVES)
+        c = part % HALVES * half + tl.arange(0, WIDTH)
+        inside = (c < per) & (c < (part % HALVES + 1) * half)
+        c += owner * per
+        inside = inside & (c < V)
+        x = tl.load(logits + row * V + c, mask=inside, other=float("-inf"))
+        keys = _ordered(x).to(tl.int64) * 0x100000000 + (0x7FFFFFFF - c).to(tl.int64)
+        lowest = _ordered(least).to(tl.int64) * 0x100000000
+        at = best + (which * MAXIMA * HALVES + part) * K + tl.arange(0, K)
+        tl.store(at, _largest(keys, top_k, lowest, K))
 
 
 @triton.jit
-def _draw_merge(settings, best, out, COUNT: tl.constexpr, K: tl.constexpr):
+def _draw_merge(
+    settings, maxima, ordered, best, out,
+    HALVES: tl.constexpr, MAXIMA: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
     which = tl.program_id(0)
     row = tl.load(settings + which * 6).to(tl.int64)
     temperature = tl.load(settings + which * 6 + 1).to(tl.float32)
@@ -795,7 +805,11 @@ def _draw_merge(settings, best, out, COUNT: tl.constexpr, K: tl.constexpr):
     top_p = tl.load(settings + which * 6 + 3).to(tl.float32)
     min_p = tl.load(settings + which * 6 + 4).to(tl.float32)
     uniform = tl.load(settings + which * 6 + 5)
-    keys = tl.load(best + which * COUNT + tl.arange(0, COUNT))
+    least = tl.load(ordered + row * MAXIMA + top_k - 1)
+    COUNT: tl.constexpr = MAXIMA * HALVES * K
+    i = tl.arange(0, COUNT)
+    is_written = tl.load(maxima + row * MAXIMA + i // (HALVES * K)) >= least
+    keys = tl.load(best + which * COUNT + i, mask=is_written, other=-0x7FFFFFFFFFFFFFFF)
     keys = _largest(keys, top_k, -0x7FFFFFFFFFFFFFFF, K)
     token = 0x7FFFFFFF - (keys & 0xFFFFFFFF).to(tl.int32)
     bits = (keys >> 32).to(tl.int32)
