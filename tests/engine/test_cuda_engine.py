@@ -189,7 +189,7 @@ def test_a_prompts_parts_give_the_same_in_one_step_or_in_several(
     logits: list[torch.Tensor] = []
     for tokens in (1, 5000):
         desk = make_fused(max_step_tokens=5000, chunk_tokens=128)
-        monkeypatch.setattr(desk.engine._pace, "prompt_tokens", lambda tokens=tokens, **_: tokens)
+        monkeypatch.setattr(desk.engine._pace, "prompt_tokens", lambda _, tokens=tokens: tokens)
         key = desk.add("one two three " * 45, max_tokens=1, num_logprobs=1)
         seen: list[Launched] = []
         monkeypatch.setattr(desk.engine.runner, "launch", recording(desk.engine, seen))

@@ -289,7 +289,7 @@ class Engine:
             return []
         salt, before = job.key[0], job.seconds
         seconds = self._pace.picture_seconds(
-            is_streaming=self.scheduler.num_streaming > 0,
+            self.scheduler.load,
             is_one_key=all(sequence.salt == salt for sequence in self._by_id.values()),
             num_prompt_tokens=_num_prompt_tokens(chunks),
         )
@@ -313,7 +313,7 @@ class Engine:
 
     def _launch(self, events: list[TokenEvent]) -> Launched | None:
         """Gives the next step to the device; adds an event for each request that cannot go on."""
-        budget = self._pace.prompt_tokens(is_streaming=self.scheduler.num_streaming > 0)
+        budget = self._pace.prompt_tokens(self.scheduler.load)
         chunks = self.scheduler.schedule(self.settings.max_step_tokens, budget)
         self._request_features()
         if not chunks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from visiongate.engine.types import EngineSettings
 
 SECONDS_ALONE = 2.5
@@ -13,6 +15,17 @@ through the cache."""
 PATIENCE = 2.5
 """On a GPU: prompts and pictures may take so many times a step of all streams. More streams take
 longer for a step, so a crowd's pictures are through before its answers crowd the card in vain."""
+
+MOST_PATIENCE = 2 * PATIENCE
+"""Where several requests wait for each one that streams."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests whose answers stream, and others, which wait for their pictures and prompts."""
+
+    num_streaming: int
+    num_others: int
 
 
 class Pace:
@@ -43,27 +56,27 @@ class Pace:
         self._seconds_per_token = new if not old else 0.7 * old + 0.3 * new
         return True
 
-    def prompt_tokens(self, *, is_streaming: bool) -> int:
+    def prompt_tokens(self, load: Load) -> int:
         """Prompt tokens of the next step: a slice's worth while others stream, else seconds'."""
+        is_streaming = load.num_streaming > 0
         least = LEAST_TOKENS_STREAMING if is_streaming else LEAST_TOKENS_ALONE
         if not self._seconds_per_token:
             return least
-        seconds = (
-            SECONDS_ALONE if not (is_streaming or self.is_beside) else self._slice(is_streaming)
-        )
+        seconds = SECONDS_ALONE if not (is_streaming or self.is_beside) else self._slice(load)
         return max(
             least, min(int(seconds / self._seconds_per_token), self.settings.max_step_tokens)
         )
 
     def picture_seconds(
-        self, *, is_streaming: bool, is_one_key: bool, num_prompt_tokens: int
+        self, load: Load, *, is_one_key: bool, num_prompt_tokens: int
     ) -> float | None:
         """Seconds for pictures in a step with so many tokens of prompts; None where that is enough.
 
         With others' requests slices are short: where nothing else is to do that costs no time, and
         a newcomer is seen soon.
         """
-        whole = self._slice(is_streaming)
+        is_streaming = load.num_streaming > 0
+        whole = self._slice(load)
         if is_streaming and num_prompt_tokens:
             whole -= num_prompt_tokens * self._seconds_per_token
             if not self.is_beside or whole < self.settings.slice_seconds / 5:
@@ -72,10 +85,11 @@ class Pace:
             return whole
         return min(whole, max(whole / 10, self._step_seconds))
 
-    def _slice(self, is_streaming: bool) -> float:
+    def _slice(self, load: Load) -> float:
         whole = self.settings.slice_seconds
         if not self.is_beside:
             return whole
-        if not is_streaming:
+        if not load.num_streaming:
             return 4 * whole  # no answer waits, and the host is ahead of the device
-        return max(whole, PATIENCE * self._answers_seconds)
+        patience = min(MOST_PATIENCE, PATIENCE * max(1.0, load.num_others / load.num_streaming))
+        return max(whole, patience * self._answers_seconds)

@@ -12,6 +12,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from visiongate.engine.cache import BlockPool
+from visiongate.engine.pace import Load
 from visiongate.engine.sequence import Sequence
 from visiongate.engine.shares import Shares
 
@@ -65,6 +66,12 @@ class Scheduler:
     def num_streaming(self) -> int:
         """Running sequences that are past their prompt."""
         return sum(1 for sequence in self.running if not sequence.is_prefilling)
+
+    @property
+    def load(self) -> Load:
+        """How many stream, and how many do not yet."""
+        num_streaming = self.num_streaming
+        return Load(num_streaming, len(self.running) + len(self.waiting) - num_streaming)
 
     @property
     def has_other_work(self) -> bool:
