@@ -60,7 +60,7 @@ for dtype, pdl in ((torch.bfloat16, CAPABILITY >= 90), (torch.float32, False)):
     ops.silu_mul(meta(8, 2 * 9728, dtype=dtype), meta(8, 9728, dtype=dtype))
     ops.draw_rows(meta(8, 151936, dtype=f32), meta(3, 6, dtype=torch.float64),
                   ops.ArgmaxSpace(8, torch.device("meta")),
-                  ops.DrawSpace(8, torch.device("meta")), meta(8, dtype=i32))
+                  ops.DrawSpace(8, torch.device("meta")), meta(8, dtype=i32), pdl=pdl)
     for keeps_others in (False, True):
         ops.place_rows(meta(5, 2560, dtype=dtype), meta(8, dtype=i32), meta(8, 2560, dtype=f32),
                        keeps_others=keeps_others)

@@ -90,20 +90,6 @@ class LaunchedOnDevice(Launched):
         return self.outputs
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Draws:
-    """Rows that draw at random.
-
-    Attributes:
-        few: float64 (R, 6), settings of rows with a small top-k, as `ops.draw_rows` reads them.
-        rows: int64 (R,), the others, each with a sampler.
-    """
-
-    few: Tensor | None
-    rows: Tensor | None
-    samplers: list[Sampler]
-
-
 class CudaRunner(Runner):
     """The model on one GPU, its cache, and a graph for each number of rows.
 
@@ -142,7 +128,7 @@ class CudaRunner(Runner):
         self._side: torch.cuda.Stream | None = None
         self._last_tables: dict[int, np.ndarray] = {}
         self._stages = itertools.cycle(
-            [self._host(max_rows * (5 + self._num_blocks), torch.int32) for _ in range(_IN_FLIGHT)]
+            [self._host(max_rows * (17 + self._num_blocks), torch.int32) for _ in range(_IN_FLIGHT)]
         )
         self._draw_space = ops.DrawSpace(max_rows, self.device)
         self._argmax = ops.ArgmaxSpace(1, self.device)
@@ -241,7 +227,6 @@ class CudaRunner(Runner):
         size = next(bucket for bucket in self.buckets if bucket >= len(chunks))
         state = self._state(size)
         self._fill(state, size, chunks, sources)
-        draws = self._draws(dict(enumerate(chunks)))
         if self.is_cuda:
             self._graphs[size].replay()
         else:
@@ -253,24 +238,28 @@ class CudaRunner(Runner):
                 launched.outputs[index] = state.logits[row : row + 1].clone()
                 continue
             launched.places[index] = at + row
-        self._draw_rows(draws, state.logits, state.argmax, state.drawn)
+        self._draw_from_all(state.logits, state.drawn, chunks)
         return state.drawn[: len(chunks)]
 
     def _fill(
         self, state: DecodeState, size: int, chunks: list[Chunk], sources: dict[Sequence, int]
     ) -> None:
-        """Puts tokens, places and tables of the rows where the graph reads them."""
+        """Puts tokens, places, draws and tables of the rows where the graph reads them."""
         stage = next(self._stages)
         host = stage.numpy()
-        inputs = host[: 5 * size].reshape(5, size)
+        draws = host[: 12 * size].view(np.float64).reshape(size, 6)
+        draws[:] = 0
+        inputs = host[12 * size : 17 * size].reshape(5, size)
         inputs[:] = 0
         inputs[1] = -1
         width = max(len(chunk.sequence.block_table) for chunk in chunks)
-        tables = host[5 * size : (5 + width) * size].reshape(size, width)
+        tables = host[17 * size : (17 + width) * size].reshape(size, width)
         tables[:] = self.scratch_block
         part = 0
         for row, chunk in enumerate(chunks):
             sequence, place = chunk.sequence, chunk.start
+            if _draws_from_few(sequence.sampler):
+                draws[row] = _draw_settings(row, sequence.sampler)
             inputs[4, row] = part
             part += ops.num_parts(place + 1)
             if place < len(sequence.token_ids):
@@ -281,18 +270,20 @@ class CudaRunner(Runner):
             inputs[3, row] = _rope_place(sequence, place)
             tables[row, : len(sequence.block_table)] = sequence.block_table
         inputs[4, len(chunks) :] = np.arange(part, part + size - len(chunks))
-        state.inputs.copy_(stage[: 5 * size].view(5, size), non_blocking=True)
+        state.host.copy_(stage[: 17 * size], non_blocking=True)
         last = self._last_tables.get(size)
         if last is None or not np.array_equal(last, tables):
             self._last_tables[size] = tables.copy()
-            staged = stage[5 * size : (5 + width) * size].to(self.device, non_blocking=True)
+            staged = stage[17 * size : (17 + width) * size].to(self.device, non_blocking=True)
             state.tables[:, :width].copy_(staged.view(size, width))
 
     def _state(self, size: int) -> DecodeState:
         """The tensors for `size` rows, and on a GPU their graph, made on first use."""
         if size not in self._states:
             decoder = self.model.decoder
-            state = decoder.decode_state(size, self._num_blocks, self._drawn, self._space)
+            state = decoder.decode_state(
+                size, self._num_blocks, self._drawn, self._space, self._draw_space
+            )
             state.tables.fill_(self.scratch_block)
             state.inputs[1].fill_(-1)
             self._states[size] = state
@@ -348,10 +339,12 @@ class CudaRunner(Runner):
             launched.outputs[index] = logits
             return None
         launched.places[index] = at
-        draws = self._draws({0: chunk})
         token = torch.empty(1, dtype=torch.int32, device=self.device)
         ops.argmax_rows(logits, self._argmax, token)
-        self._draw_rows(draws, logits, self._argmax, token)
+        if _draws_from_few(sampler):
+            settings = self._tensor(np.asarray([_draw_settings(0, sampler)]))
+            ops.draw_rows(logits, settings, self._argmax, self._draw_space, token)
+        self._draw_from_all(logits, token, [chunk])
         return token
 
     def _stage(self, chunk: Chunk, size: int) -> tuple[Tensor, VisionFeatures | None]:
@@ -394,35 +387,15 @@ class CudaRunner(Runner):
 
     # ---- draws
 
-    def _draws(self, chunks: dict[int, Chunk]) -> Draws:
-        """What to draw at random, on its way to the device before the rows are computed."""
-        few: list[tuple[float, ...]] = []
-        many: dict[int, Sampler] = {}
-        for row, chunk in chunks.items():
-            sampler, p = chunk.sequence.sampler, chunk.sequence.sampler.params
-            if sampler.needs_host or sampler.is_plain:
-                continue
-            if 0 < p.top_k <= ops.MOST_DRAWN:
-                few.append((row, p.temperature, p.top_k, p.top_p, p.min_p, sampler.uniform()))
-            else:
-                many[row] = sampler
-        return Draws(
-            few=self._tensor(np.asarray(few, dtype=np.float64)) if few else None,
-            rows=self._tensor(np.asarray(list(many), dtype=np.int64)) if many else None,
-            samplers=list(many.values()),
-        )
+    def _draw_from_all(self, logits: Tensor, drawn: Tensor, chunks: Seq[Chunk]) -> None:
+        """Draws for the rows whose top-k is too large for `ops.draw_rows`, into `drawn` (B,)."""
+        many = {row: chunk.sequence.sampler for row, chunk in enumerate(chunks)}
+        many = {row: s for row, s in many.items() if s.is_random and not _draws_from_few(s)}
+        if many:
+            where = self._tensor(np.asarray(list(many), dtype=np.int64))
+            drawn.index_copy_(0, where, self._draw_many(logits[where], list(many.values())))
 
-    def _draw_rows(
-        self, draws: Draws, logits: Tensor, argmax: ops.ArgmaxSpace, drawn: Tensor
-    ) -> None:
-        """Draws at random for some rows of logits (B, V), into `drawn` (B,), after the argmax."""
-        if draws.few is not None:
-            ops.draw_rows(logits, draws.few, argmax, self._draw_space, drawn)
-        if draws.rows is not None:
-            tokens = self._draw_from_all(logits[draws.rows], draws.samplers)
-            drawn.index_copy_(0, draws.rows, tokens)
-
-    def _draw_from_all(self, logits: Tensor, samplers: Seq[Sampler]) -> Tensor:
+    def _draw_many(self, logits: Tensor, samplers: Seq[Sampler]) -> Tensor:
         """One token for each row of float32 logits (R, V), as `Sampler.draw` would: int32 (R,)."""
         params = [sampler.params for sampler in samplers]
         columns = [
@@ -484,6 +457,16 @@ def _is_decode(chunk: Chunk) -> bool:
     time, height, width = sequence.request.prompt.positions[:, place]
     in_picture = any(span.start <= place < span.end for span in sequence.spans)
     return bool(time == height == width) and not in_picture
+
+
+def _draws_from_few(sampler: Sampler) -> bool:
+    """Whether `ops.draw_rows` draws the token."""
+    return sampler.is_random and 0 < sampler.params.top_k <= ops.MOST_DRAWN
+
+
+def _draw_settings(row: int, sampler: Sampler) -> tuple[float, ...]:
+    p = sampler.params
+    return (row, p.temperature, p.top_k, p.top_p, p.min_p, sampler.uniform())
 
 
 def _rope_place(sequence: Sequence, place: int) -> int:

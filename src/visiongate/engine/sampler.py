@@ -52,6 +52,11 @@ class Sampler:
         has_logprobs = self.params.num_logprobs is not None
         return self.matcher is not None or self._has_penalties or has_logprobs
 
+    @property
+    def is_random(self) -> bool:
+        """Whether a device draws it by logits and a random number."""
+        return not (self.is_plain or self.needs_host)
+
     def uniform(self) -> float:
         """The next of the answer's random numbers, in [0, 1)."""
         return float(torch.rand((), generator=self._generator, dtype=torch.float64))

@@ -226,12 +226,16 @@ class DecodeState:
     """The tensors of a decode step for B rows; fixed addresses, so that a graph can hold them.
 
     Attributes:
+        host: int32 (17 B,): `draws` and `inputs`, so that both come by one copy.
+        draws: float64 (B, 6), what `ops.draw_rows` reads.
         inputs: int32 (5, B): token, row of `drawn` to take it from (or -1), place, rotary
             position, first part in the attention's work space.
         tables: int32 (B, blocks).
-        logits: float32 (B, V), and `drawn` int32 (B,) their largest, after a step.
+        logits: float32 (B, V), and `drawn` int32 (B,) the tokens, after a step.
     """
 
+    host: Tensor
+    draws: Tensor
     inputs: Tensor
     tables: Tensor
     residual: Tensor
@@ -245,6 +249,7 @@ class DecodeState:
     drawn: Tensor
     attention: ops.AttentionSpace
     argmax: ops.ArgmaxSpace
+    draw: ops.DrawSpace
 
 
 class CudaDecoder:
@@ -359,7 +364,12 @@ class CudaDecoder:
         )
 
     def decode_state(
-        self, num_rows: int, num_blocks: int, drawn: Tensor, space: ops.AttentionSpace
+        self,
+        num_rows: int,
+        num_blocks: int,
+        drawn: Tensor,
+        space: ops.AttentionSpace,
+        draw: ops.DrawSpace,
     ) -> DecodeState:
         """Tensors for steps of `num_rows` rows whose tables have `num_blocks` entries."""
         text, B = self.config, num_rows
@@ -369,8 +379,11 @@ class CudaDecoder:
         def ints(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=self.device)
 
+        host = ints(17 * B)
         return DecodeState(
-            inputs=ints(5, B),
+            host=host,
+            draws=host[: 12 * B].view(torch.float64).view(B, 6),
+            inputs=host[12 * B :].view(5, B),
             tables=ints(B, num_blocks),
             residual=torch.zeros(B, C, device=self.device),
             normed=self._empty(B, C),
@@ -383,6 +396,7 @@ class CudaDecoder:
             drawn=drawn[:B],
             attention=space,
             argmax=ops.ArgmaxSpace(B, self.device),
+            draw=draw,
         )
 
     def decode(self, state: DecodeState, pool: KVPool) -> None:
@@ -426,6 +440,7 @@ class CudaDecoder:
         add_norm(x, parts, self.norm, eps, y)
         self._head(y, state.logits)
         ops.argmax_rows(state.logits, state.argmax, state.drawn, pdl=pdl)
+        ops.draw_rows(state.logits, state.draws, state.argmax, state.draw, state.drawn, pdl=pdl)
 
     def prompt_state(self, num_rows: int, num_blocks: int, num_taps: int) -> PromptState:
         """Tensors for chunks of up to `num_rows` tokens whose table has `num_blocks` entries."""

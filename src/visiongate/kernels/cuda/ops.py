@@ -343,7 +343,13 @@ class DrawSpace:
 
 
 def draw_rows(
-    logits: Tensor, settings: Tensor, argmax: ArgmaxSpace, space: DrawSpace, out: Tensor
+    logits: Tensor,
+    settings: Tensor,
+    argmax: ArgmaxSpace,
+    space: DrawSpace,
+    out: Tensor,
+    *,
+    pdl: bool = False,
 ) -> None:
     """Draws a token in some rows of logits (B, V) float32, by inverting the cumulative sum.
 
@@ -352,7 +358,7 @@ def draw_rows(
             maxima is no larger than the k-th largest logit, so slices with a smaller maximum are
             not read.
         settings: float64 (R, 6), for each row that draws: the row, temperature, top-k (1 to
-            MOST_DRAWN), top-p, min-p, and a random number in [0, 1).
+            MOST_DRAWN), top-p, min-p, and a random number in [0, 1). A top-k of 0 draws nothing.
         out: int32 (B,); the rows that draw are written.
     """
     R, V = len(settings), logits.shape[1]
@@ -361,9 +367,13 @@ def draw_rows(
     width = max(MOST_DRAWN, triton.next_power_of_2(triton.cdiv(per, halves)))
     maxima, ordered = argmax.best, argmax.ordered
     _draw_slices[(R, halves * _SLICES)](
-        logits, settings, maxima, ordered, space.best, V, per, width, halves, _SLICES, MOST_DRAWN
-    )
-    _draw_merge[(R,)](settings, maxima, ordered, space.best, out, halves, _SLICES, MOST_DRAWN)
+        logits, settings, maxima, ordered, space.best, V, per, width, halves, _SLICES, MOST_DRAWN,
+        pdl, **_launch(pdl),
+    )  # fmt: skip
+    _draw_merge[(R,)](
+        settings, maxima, ordered, space.best, out, halves, _SLICES, MOST_DRAWN, pdl,
+        **_launch(pdl),
+    )  # fmt: skip
 
 
 def _launch(pdl: bool) -> dict[str, bool]:
@@ -769,6 +779,7 @@ def _ordered(x):
 def _draw_slices(
     logits, settings, maxima, ordered, best, V, per,
     WIDTH: tl.constexpr, HALVES: tl.constexpr, MAXIMA: tl.constexpr, K: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """What one slice, or half of it, has of its row's k largest, as (order of the logit, ~token).
 
@@ -778,25 +789,31 @@ def _draw_slices(
     part = tl.program_id(1)
     row = tl.load(settings + which * 6).to(tl.int64)
     top_k = tl.load(settings + which * 6 + 2).to(tl.int32)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    if top_k == 0:
+        return
     least = tl.load(ordered + row * MAXIMA + top_k - 1)  # of the k largest none is below it
     owner = part // HALVES
-    if tl.load(maxima + row * MAXIMA + owner) >= least:
-        half = tl.cdiv(per, HALVES)
-        c = part % HALVES * half + tl.arange(0, WIDTH)
-        inside = (c < per) & (c < (part % HALVES + 1) * half)
-        c += owner * per
-        inside = inside & (c < V)
-        x = tl.load(logits + row * V + c, mask=inside, other=float("-inf"))
-        keys = _ordered(x).to(tl.int64) * 0x100000000 + (0x7FFFFFFF - c).to(tl.int64)
-        lowest = _ordered(least).to(tl.int64) * 0x100000000
-        at = best + (which * MAXIMA * HALVES + part) * K + tl.arange(0, K)
-        tl.store(at, _largest(keys, top_k, lowest, K))
+    if tl.load(maxima + row * MAXIMA + owner) < least:
+        return
+    half = tl.cdiv(per, HALVES)
+    c = part % HALVES * half + tl.arange(0, WIDTH)
+    inside = (c < per) & (c < (part % HALVES + 1) * half)
+    c += owner * per
+    inside = inside & (c < V)
+    x = tl.load(logits + row * V + c, mask=inside, other=float("-inf"))
+    keys = _ordered(x).to(tl.int64) * 0x100000000 + (0x7FFFFFFF - c).to(tl.int64)
+    lowest = _ordered(least).to(tl.int64) * 0x100000000
+    at = best + (which * MAXIMA * HALVES + part) * K + tl.arange(0, K)
+    tl.store(at, _largest(keys, top_k, lowest, K))
 
 
 @triton.jit
 def _draw_merge(
     settings, maxima, ordered, best, out,
-    HALVES: tl.constexpr, MAXIMA: tl.constexpr, K: tl.constexpr,
+    HALVES: tl.constexpr, MAXIMA: tl.constexpr, K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     which = tl.program_id(0)
     row = tl.load(settings + which * 6).to(tl.int64)
@@ -805,6 +822,11 @@ def _draw_merge(
     top_p = tl.load(settings + which * 6 + 3).to(tl.float32)
     min_p = tl.load(settings + which * 6 + 4).to(tl.float32)
     uniform = tl.load(settings + which * 6 + 5)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    if top_k == 0:
+        return
     least = tl.load(ordered + row * MAXIMA + top_k - 1)
     COUNT: tl.constexpr = MAXIMA * HALVES * K
     i = tl.arange(0, COUNT)
