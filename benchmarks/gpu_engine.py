@@ -9,6 +9,7 @@ the CPU, through Triton's interpreter, to see that they run.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import statistics
@@ -72,6 +73,8 @@ class Bench:
             checkpoint.build_tokenizer().save(str(folder / "tokenizer.json"))
         self.engine = Engine(self.model, Tokenizer.from_pretrained(folder), settings)
         self.engine.warm_up()
+        gc.collect()
+        gc.freeze()  # as a worker does
         self._number = 0
 
     def add(self, num_new: int, **options: Any) -> str:

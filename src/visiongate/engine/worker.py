@@ -10,6 +10,7 @@ The gateway's side imports no tensor library; the worker's side imports it first
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import multiprocessing
 import os
@@ -326,6 +327,8 @@ def load_engine(
     onnx = _use_onnx(engine, folder) if engine_settings.use_onnx_runtime else ""
     clock.begin("warm-up", 0.9)
     engine.warm_up()
+    gc.collect()
+    gc.freeze()  # later collections look at requests alone: others took longer than a step
     seconds = clock.end()
     info = ModelInfo(
         model_id=settings.model_id,
