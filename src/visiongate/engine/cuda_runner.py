@@ -126,7 +126,7 @@ class CudaRunner(Runner):
         self._prompt_graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._graph_memory: Any = None
         self._side: torch.cuda.Stream | None = None
-        self._last_tables: dict[int, np.ndarray] = {}
+        self._last_tables: dict[int, list[list[int]]] = {}
         self._stages = itertools.cycle(
             [self._host(max_rows * (17 + self._num_blocks), torch.int32) for _ in range(_IN_FLIGHT)]
         )
@@ -252,28 +252,29 @@ class CudaRunner(Runner):
         inputs = host[12 * size : 17 * size].reshape(5, size)
         inputs[:] = 0
         inputs[1] = -1
-        width = max(len(chunk.sequence.block_table) for chunk in chunks)
-        tables = host[17 * size : (17 + width) * size].reshape(size, width)
-        tables[:] = self.scratch_block
+        rows: list[tuple[int, int, int, int, int]] = []
         part = 0
         for row, chunk in enumerate(chunks):
             sequence, place = chunk.sequence, chunk.start
             if _draws_from_few(sequence.sampler):
                 draws[row] = _draw_settings(row, sequence.sampler)
-            inputs[4, row] = part
-            part += ops.num_parts(place + 1)
             if place < len(sequence.token_ids):
-                inputs[0, row] = sequence.token_ids[place]
+                token, source = sequence.token_ids[place], -1
             else:
-                inputs[1, row] = sources[sequence]
-            inputs[2, row] = place
-            inputs[3, row] = _rope_place(sequence, place)
-            tables[row, : len(sequence.block_table)] = sequence.block_table
-        inputs[4, len(chunks) :] = np.arange(part, part + size - len(chunks))
+                token, source = 0, sources[sequence]
+            rows.append((token, source, place, _rope_place(sequence, place), part))
+            part += ops.num_parts(place + 1)
+        inputs[:, : len(rows)] = np.asarray(rows, dtype=np.int32).T
+        inputs[4, len(rows) :] = np.arange(part, part + size - len(rows))
         state.host.copy_(stage[: 17 * size], non_blocking=True)
-        last = self._last_tables.get(size)
-        if last is None or not np.array_equal(last, tables):
-            self._last_tables[size] = tables.copy()
+        tables = [chunk.sequence.block_table for chunk in chunks]
+        if self._last_tables.get(size) != tables:
+            self._last_tables[size] = [list(table) for table in tables]
+            width = max(map(len, tables))
+            padded = host[17 * size : (17 + width) * size].reshape(size, width)
+            padded[:] = self.scratch_block
+            for row, table in enumerate(tables):
+                padded[row, : len(table)] = table
             staged = stage[17 * size : (17 + width) * size].to(self.device, non_blocking=True)
             state.tables[:, :width].copy_(staged.view(size, width))
 

@@ -18,6 +18,8 @@ from visiongate.engine.types import SamplingParams, TokenLogprob
 LEAST_TEMPERATURE = 1e-4
 """Below it the draw is the largest logit: a quotient by less overflows and means the same."""
 
+_NUMBERS_AT_ONCE = 32
+
 
 class Sampler:
     """Draws one answer's tokens; one random number for each, so a seed repeats it exactly."""
@@ -32,6 +34,7 @@ class Sampler:
         self.matcher = matcher
         self._counts: Counter[int] = Counter()
         self._prompt = torch.tensor(sorted(set(prompt_token_ids)), dtype=torch.long)
+        self._uniforms: list[float] = []
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
@@ -59,7 +62,10 @@ class Sampler:
 
     def uniform(self) -> float:
         """The next of the answer's random numbers, in [0, 1)."""
-        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
+        if not self._uniforms:  # the same numbers, some at once
+            drawn = torch.rand(_NUMBERS_AT_ONCE, generator=self._generator, dtype=torch.float64)
+            self._uniforms = drawn.tolist()[::-1]
+        return self._uniforms.pop()
 
     @property
     def _has_penalties(self) -> bool:

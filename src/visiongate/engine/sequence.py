@@ -23,6 +23,7 @@ class Sequence:
 
     Attributes:
         num_computed_tokens: tokens whose keys and values are in the cache.
+        num_prompt_tokens: tokens before the answer.
         num_prefill_tokens: what has to be computed before the next token can be drawn.
         features: per picture; None where not encoded yet, or not needed any more.
         draft: guesses for the next tokens, verified in the same step.
@@ -40,6 +41,7 @@ class Sequence:
     token_ids: list[int] = field(init=False)
     arrival: float = field(default_factory=time.monotonic)
     block_table: list[int] = field(default_factory=list)
+    num_prompt_tokens: int = field(init=False)
     num_computed_tokens: int = 0
     num_prefill_tokens: int = 0
     num_cached_tokens: int = 0
@@ -60,7 +62,7 @@ class Sequence:
         self.token_ids = list(self.request.prompt.token_ids)
         self.features = [None] * len(self.spans)
         self.feature_hits = [False] * len(self.spans)
-        self.num_prefill_tokens = len(self.token_ids)
+        self.num_prompt_tokens = self.num_prefill_tokens = len(self.token_ids)
 
     @property
     def spans(self) -> tuple[ImageSpan, ...]:
@@ -71,11 +73,6 @@ class Sequence:
     def salt(self) -> bytes:
         """What tells its key from others."""
         return self.request.cache_salt
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens before the answer."""
-        return len(self.request.prompt.token_ids)
 
     @property
     def num_generated(self) -> int:
