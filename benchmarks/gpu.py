@@ -252,7 +252,8 @@ def show(results: Results) -> None:
     """Prints every figure, a line each."""
     for name, value in results.items():
         if isinstance(value, dict):
-            value = "  ".join(f"{k} {v:.3f}" for k, v in value.items())
+            found = ((k, v) for k, v in value.items() if not isinstance(v, list))
+            value = "  ".join(f"{k} {v:.3f}" for k, v in found)
         elif isinstance(value, float):
             value = f"{value:.3f}"
         print(f"{name:28} {value}", flush=True)
