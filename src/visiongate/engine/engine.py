@@ -86,7 +86,6 @@ class Engine:
             head_dim=text.head_dim,
             dtype=dtype,
             device=settings.device,
-            heads_first=is_fused,
         )
         self.blocks = BlockPool(num_blocks, settings.block_size)
         self.max_context = min(text.max_position_embeddings, num_blocks * settings.block_size)
