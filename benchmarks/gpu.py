@@ -60,7 +60,6 @@ def make_pool(model: CudaQwen3VL, tokens: int) -> KVPool:
         head_dim=text.head_dim,
         dtype=torch.bfloat16,
         device="cuda",
-        heads_first=True,
     )
     pool.keys.normal_()
     pool.values.normal_()

@@ -131,7 +131,7 @@ def attention(precision: Precision, num_runs: int, found: Limits | None) -> list
     figures = [figure("vision attention", precision, "GFLOP/s", operations, ours, other, limit)]
 
     T, Hq, Hkv, D = 800, 16, 8, 128
-    cache = torch.randn(2, 1024, Hkv, D).to(dtype)
+    cache = torch.randn(2, 64, Hkv, 16, D).to(dtype)
     table = torch.arange(64, dtype=torch.int32)[None]
     queries = torch.randn(T, Hq, D).to(dtype)
 
@@ -139,9 +139,7 @@ def attention(precision: Precision, num_runs: int, found: Limits | None) -> list
         bounds = torch.tensor([0, num_rows], dtype=torch.int32)
         lengths = torch.tensor([T], dtype=torch.int32)
         return kernels.paged_attention(
-            *(queries[:num_rows], cache[0], cache[1], table, bounds, lengths),
-            block_size=16,
-            scale=D**-0.5,
+            *(queries[:num_rows], cache[0], cache[1], table, bounds, lengths), scale=D**-0.5
         )
 
     (prefill,) = alternate([lambda: attend(T)], num_runs)

@@ -16,9 +16,11 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from tests.engine.conftest import WEIGHTS, Desk
 from tests.pictures import draw_receipt
+from visiongate import kernels
+from visiongate.engine.engine import Engine
 from visiongate.engine.image import decode
 from visiongate.engine.prompt import Message, PromptBuilder
-from visiongate.engine.types import Grammar, Image, Prompt, TokenLogprob
+from visiongate.engine.types import EngineSettings, Grammar, Image, Prompt, TokenLogprob
 from visiongate.model.config import ModelConfig
 from visiongate.model.vision import to_patches
 
@@ -31,6 +33,16 @@ TOTAL = "What is the total?"
 def test_the_total_of_a_receipt_is_read(desk: Desk) -> None:
     receipt = draw_receipt(0)
     assert desk.ask(TOTAL, decode(receipt.png)).text == receipt.total
+
+
+def test_torch_leaves_the_processors_to_the_kernels() -> None:
+    """Its threads spun for 5 ms after each cosine, on the processor of a thread of the kernels."""
+    before = torch.get_num_threads()
+    try:
+        Engine.from_pretrained(WEIGHTS, EngineSettings(num_threads=2, cache_tokens=256))
+        assert torch.get_num_threads() == (2 if kernels.backend() == "torch" else 1)
+    finally:
+        torch.set_num_threads(before)
 
 
 def reference_text(model: Qwen3VLForConditionalGeneration, prompt: Prompt, count: int) -> list[int]:

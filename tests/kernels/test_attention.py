@@ -93,7 +93,7 @@ class Paged:
         order = (torch.randperm(sum(blocks)) + 1).int()
         self.context_lens = torch.tensor(lengths, dtype=torch.int32)
         self.block_table = torch.zeros(len(lengths), max(blocks), dtype=torch.int32)
-        shape = ((sum(blocks) + 2) * self.block_size, Hkv, D)
+        shape = (sum(blocks) + 2, Hkv, self.block_size, D)
         self.key_cache = torch.full(shape, torch.nan, dtype=dtype)
         self.value_cache = torch.full(shape, torch.nan, dtype=dtype)
         self.keys, self.values = [], []
@@ -117,7 +117,7 @@ class Paged:
         return kernels.paged_attention(
             torch.cat(taken),
             *(self.key_cache, self.value_cache, self.block_table),
-            *(bounds, torch.tensor(ends, dtype=torch.int32), self.block_size),
+            *(bounds, torch.tensor(ends, dtype=torch.int32)),
             scale=q[0].shape[-1] ** -0.5,
         )
 
@@ -154,14 +154,24 @@ def test_blocks_may_have_any_size(level: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("group", "D", "block_size"), [(3, 64, 16), (2, 128, 16), (1, 96, 12), (4, 40, 16), (2, 128, 7)]
+)
 def test_a_row_has_the_same_bits_however_the_prompt_is_cut(
-    native_level: str, dtype: torch.dtype
+    native_level: str,
+    dtype: torch.dtype,
+    group: int,
+    D: int,
+    block_size: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Few rows read the cache in place, many pack it first."""
+    monkeypatch.setattr(Paged, "block_size", block_size)
     lengths = [333, 90]
-    paged = Paged(lengths, 2, 64, dtype)
-    q = [torch.randn(length, 6, 64).to(dtype) for length in lengths]
+    paged = Paged(lengths, 2, D, dtype)
+    q = [torch.randn(length, 2 * group, D).to(dtype) for length in lengths]
     whole = paged.attend(q, lengths, lengths)[:333]
-    for size in (1, 7, 32, 100, 256):
+    for size in (1, 2, 7, 32, 100, 256):
         chunks = []
         for begin in range(0, 333, size):
             end = min(333, begin + size)

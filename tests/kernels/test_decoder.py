@@ -69,7 +69,7 @@ class Step:
         self.slots = torch.cat(slots).long()
         self.bounds = torch.tensor([0, *self.rows]).cumsum(0).int()
         self.ends = torch.tensor(self.lengths, dtype=torch.int32)
-        size = (self.num_layers, sum(blocks) * BLOCK_SIZE, self.shape.Hkv, self.shape.D)
+        size = (self.num_layers, sum(blocks), self.shape.Hkv, BLOCK_SIZE, self.shape.D)
         self.keys, self.values = torch.randn(2, *size).to(self.dtype)
         self.x = torch.randn(sum(self.rows), self.shape.C)
         angles = torch.randn(sum(self.rows), self.shape.D // 2).repeat(1, 2)
@@ -78,7 +78,7 @@ class Step:
     def in_one_call(self, layers: list[LayerWeights], inner: torch.dtype) -> Tensor:
         return Decoder(layers, EPS, inner).run(
             *(self.x.clone(), self.cos, self.sin, self.slots, self.table, self.bounds, self.ends),
-            *(self.keys, self.values, BLOCK_SIZE, self.shape.D**-0.5),
+            *(self.keys, self.values, self.shape.D**-0.5),
         )
 
     def one_by_one(self, layers: list[LayerWeights], inner: torch.dtype) -> Tensor:
@@ -94,7 +94,7 @@ class Step:
             )
             kernels.store_kv(k, v, keys, values, self.slots)
             out = kernels.paged_attention(
-                *(q, keys, values, self.table, self.bounds, self.ends, BLOCK_SIZE),
+                *(q, keys, values, self.table, self.bounds, self.ends),
                 scale=shape.D**-0.5,
             )
             x = kernels.linear(out.reshape(len(x), -1), o, residual=x)

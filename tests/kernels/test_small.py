@@ -74,15 +74,15 @@ def test_rotation_is_near_the_reference(
 def test_stored_rows_stand_in_their_slots(level: str) -> None:
     k, v = torch.randn(2, 5, 2, 24)
     for dtype in DTYPES:
-        key_cache, value_cache = torch.zeros(2, 12, 2, 24, dtype=dtype)
+        key_cache, value_cache = torch.zeros(2, 4, 2, 3, 24, dtype=dtype)
         slots = torch.tensor([7, 0, 3, 11, 4])
         kernels.store_kv(k, v, key_cache, value_cache, slots)
-        assert torch.equal(key_cache[slots], k.to(dtype))
-        assert torch.equal(value_cache[slots], v.to(dtype))
-        assert int(key_cache.any(-1).any(-1).sum()) == 5
+        assert torch.equal(key_cache[slots // 3, :, slots % 3], k.to(dtype))
+        assert torch.equal(value_cache[slots // 3, :, slots % 3], v.to(dtype))
+        assert int(key_cache.any(-1).any(1).sum()) == 5
         mixed = torch.zeros_like(value_cache)
         kernels.store_kv(k.bfloat16(), v, key_cache, mixed, slots)
-        assert torch.equal(key_cache[slots], k.bfloat16().to(dtype))
+        assert torch.equal(key_cache[slots // 3, :, slots % 3], k.bfloat16().to(dtype))
         assert torch.equal(mixed, value_cache)
 
 

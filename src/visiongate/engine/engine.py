@@ -86,7 +86,6 @@ class Engine:
             head_dim=text.head_dim,
             dtype=dtype,
             device=settings.device,
-            heads_first=is_fused,
         )
         self.blocks = BlockPool(num_blocks, settings.block_size)
         self.max_context = min(text.max_position_embeddings, num_blocks * settings.block_size)
@@ -112,13 +111,20 @@ class Engine:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, settings: EngineSettings | None = None) -> Engine:
-        """Loads a checkpoint; raises InvalidCheckpoint."""
+        """Loads a checkpoint; raises InvalidCheckpoint.
+
+        Where native kernels compute, torch is left one thread: its others wait for its next
+        operation by spinning, for milliseconds, on the processors that the kernels need.
+        """
         settings = settings or EngineSettings()
         if settings.num_threads:
             torch.set_num_threads(settings.num_threads)
             kernels.set_num_threads(settings.num_threads)
         tokenizer = Tokenizer.from_pretrained(path)
-        return cls(load(path, settings), tokenizer, settings)
+        engine = cls(load(path, settings), tokenizer, settings)
+        if settings.device == "cpu" and kernels.backend() != "torch":
+            torch.set_num_threads(1)
+        return engine
 
     @property
     def has_work(self) -> bool:

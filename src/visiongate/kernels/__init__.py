@@ -9,8 +9,8 @@ VNNI), AVX2 and any other processor, and picks at run time. Without it, or with
 VISIONGATE_KERNELS=torch, `reference` computes the same in plain torch.
 VISIONGATE_KERNELS=avx512|avx2|scalar forces a level.
 
-Dimensions: T tokens, N patches or output features, K input features, H heads, D head size, S
-slots of the cache, B sequences. Tensors are on the CPU, float32 or bfloat16.
+Dimensions: T tokens, N patches or output features, K input features, H heads, D head size, B
+sequences. Tensors are on the CPU, float32 or bfloat16.
 
 The kernels' promise: a row's result has the same bits whatever stands beside it, in whatever
 batch or chunk it is computed. (Plain torch does not promise that.)
@@ -90,23 +90,20 @@ def paged_attention(
     block_table: Tensor,
     cu_seqlens_q: Tensor,
     context_lens: Tensor,
-    block_size: int,
     scale: float,
 ) -> Tensor:
     """Causal attention over a paged cache: q (T, Hq, D) -> (T, Hq, D).
 
     Rows [cu_seqlens_q[b], cu_seqlens_q[b + 1]) are the last tokens of sequence b: its last row
     stands at position context_lens[b] - 1 and sees every position up to its own. Position p of
-    sequence b is slot block_table[b, p // block_size] * block_size + p % block_size of the caches
-    (S, Hkv, D); query head h reads head h // (Hq // Hkv). The caches already hold the rows' own
-    keys and values. Their type, float32 or bfloat16, is the type of the products; sums are
-    float32. The int32 tensors are block_table (B, blocks), cu_seqlens_q (B + 1,) and context_lens
-    (B,).
+    sequence b is place p % block_size of block block_table[b, p // block_size] of the caches
+    (blocks, Hkv, block_size, D); query head h reads head h // (Hq // Hkv). The caches already hold
+    the rows' own keys and values. Their type, float32 or bfloat16, is the type of the products;
+    sums are float32. The int32 tensors are block_table (B, widest), cu_seqlens_q (B + 1,) and
+    context_lens (B,).
     """
     attend = native.paged_attention if native.takes(q) else reference.paged_attention
-    return attend(
-        q, key_cache, value_cache, block_table, cu_seqlens_q, context_lens, block_size, scale
-    )
+    return attend(q, key_cache, value_cache, block_table, cu_seqlens_q, context_lens, scale)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None = None) -> Tensor:
@@ -164,7 +161,10 @@ def qk_norm_rope(
 def store_kv(
     k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
 ) -> None:
-    """Writes keys and values (T, Hkv, D) into slots (T,) of the caches (S, Hkv, D)."""
+    """Writes keys and values (T, Hkv, D) into slots (T,) of the caches.
+
+    Those are (blocks, Hkv, block_size, D); slot s is place s % block_size of block s // block_size.
+    """
     if native.takes(k):
         native.store_kv(k, v, key_cache, value_cache, slot_mapping)
     else:

@@ -54,7 +54,7 @@ class _Call(ctypes.Structure):
         *((name, _PTR) for name in ("layers", "x", "cos", "sin", "slots", "bounds", "lengths")),
         *((name, _PTR) for name in ("block_table", "keys", "values")),
         *((name, _I64) for name in ("num_layers", "T", "C", "inner", "Hq", "Hkv", "D")),
-        *((name, _I64) for name in ("num_sequences", "table_width", "block_size", "num_slots")),
+        *((name, _I64) for name in ("num_sequences", "table_width", "block_size", "num_blocks")),
         *((name, _I64) for name in ("cache_type", "inner_type")),
         *((name, _F32) for name in ("eps", "scale")),
     )
@@ -82,18 +82,17 @@ class Decoder:
         context_lens: Tensor,
         keys: Tensor,
         values: Tensor,
-        block_size: int,
         scale: float,
     ) -> Tensor:
         """All layers over the stream x (T, C), float32, which is written over and returned.
 
-        keys and values are the caches (layers, S, Hkv, D); the rest is as in `qk_norm_rope`,
-        `store_kv` and `paged_attention`.
+        keys and values are the caches (layers, blocks, Hkv, block_size, D); the rest is as in
+        `qk_norm_rope`, `store_kv` and `paged_attention`.
         """
         assert x.dtype == torch.float32
         assert slot_mapping.dtype == torch.int64
         assert {t.dtype for t in (block_table, cu_seqlens_q, context_lens)} == {torch.int32}
-        num_layers, num_slots, Hkv, D = keys.shape
+        num_layers, num_blocks, Hkv, block_size, D = keys.shape
         _, o, _, down = self._weights[0].maps
         tensors = (x, cos, sin, slot_mapping, cu_seqlens_q, context_lens, block_table, keys, values)
         assert all(tensor.is_contiguous() for tensor in tensors)
@@ -102,7 +101,7 @@ class Decoder:
             ctypes.addressof(self._layers),
             *(tensor.data_ptr() for tensor in tensors),
             *(num_layers, *x.shape, down.in_features, o.in_features // D, Hkv, D),
-            *(context_lens.numel(), block_table.shape[-1], block_size, num_slots),
+            *(context_lens.numel(), block_table.shape[-1], block_size, num_blocks),
             *(native.type_of(keys.dtype), native.type_of(self._inner_dtype), self._eps, scale),
         )
         native.run_decoder(ctypes.addressof(call))

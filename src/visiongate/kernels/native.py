@@ -52,7 +52,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vg_attention": (
         *(_PTR, _INT, _PTR, _PTR, _INT, _PTR),
         *(_I64, _I64, _I64, _I64, _I64, _I64),
-        *(_PTR, _PTR, _PTR, _I64, _I64, _I64, _INT, _F32, _INT, _I64, _INT),
+        *(_PTR, _PTR, _PTR, _I64, _I64, _INT, _F32, _INT, _I64, _INT),
     ),
     "vg_probe_read": (_PTR, _I64),
     "vg_probe_products": (_INT, _I64),
@@ -63,7 +63,7 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vg_decoder": (_PTR,),
     "vg_store_kv": (
         *(_PTR, _I64, _INT, _PTR, _I64, _INT, _PTR, _PTR, _INT, _PTR),
-        *(_I64, _I64),
+        *(_I64, _I64, _I64, _I64),
     ),
 }
 
@@ -348,7 +348,7 @@ def vision_attention(
         *(q.data_ptr(), _TYPES[q.dtype], k.data_ptr(), v.data_ptr(), _TYPES[kept]),
         *(out.data_ptr(),),
         *(len(bounds) - 1, H, H, D, q.stride(0), k.stride(0)),
-        *(bounds.data_ptr(), None, None, 0, 1, N, 0, scale, _TYPES[v.dtype], v.stride(0)),
+        *(bounds.data_ptr(), None, None, 0, 1, 0, scale, _TYPES[v.dtype], v.stride(0)),
         products == torch.int8,
     )
     return out
@@ -361,13 +361,12 @@ def paged_attention(
     block_table: Tensor,
     cu_seqlens_q: Tensor,
     context_lens: Tensor,
-    block_size: int,
     scale: float,
 ) -> Tensor:
     """See `visiongate.kernels.paged_attention`."""
     q = _rows_of_heads(q)
     T, Hq, D = q.shape
-    Hkv = key_cache.shape[1]
+    _, Hkv, block_size, _ = key_cache.shape
     assert key_cache.is_contiguous()
     assert value_cache.is_contiguous()
     block_table, bounds, lengths = (
@@ -377,9 +376,9 @@ def paged_attention(
     _lib().vg_attention(
         *(q.data_ptr(), _TYPES[q.dtype], key_cache.data_ptr(), value_cache.data_ptr()),
         *(_TYPES[key_cache.dtype], out.data_ptr()),
-        *(lengths.numel(), Hq, Hkv, D, q.stride(0), Hkv * D),
+        *(lengths.numel(), Hq, Hkv, D, q.stride(0), D),
         *(bounds.data_ptr(), lengths.data_ptr(), block_table.data_ptr(), block_table.shape[-1]),
-        *(block_size, key_cache.shape[0], 1, scale, _TYPES[value_cache.dtype], Hkv * D, 0),
+        *(block_size, 1, scale, _TYPES[value_cache.dtype], D, 0),
     )
     return out
 
@@ -444,11 +443,12 @@ def store_kv(
     assert key_cache.is_contiguous()
     assert value_cache.is_contiguous()
     slots = slot_mapping.to(torch.int64).contiguous()
+    T, Hkv, D = k.shape
     _lib().vg_store_kv(
         *(k.data_ptr(), k.stride(0), _TYPES[k.dtype]),
         *(v.data_ptr(), v.stride(0), _TYPES[v.dtype]),
         *(key_cache.data_ptr(), value_cache.data_ptr(), _TYPES[key_cache.dtype]),
-        *(slots.data_ptr(), k.shape[0], k.shape[1] * k.shape[2]),
+        *(slots.data_ptr(), T, Hkv, D, key_cache.shape[2]),
     )
 
 

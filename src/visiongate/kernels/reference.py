@@ -1,7 +1,7 @@
 """What every kernel computes, in plain torch: the fallback, and the oracle of the tests.
 
-Dimensions: T tokens, N patches or output features, K input features, H heads, D head size, S
-slots of the cache, B sequences. Arithmetic is float32 unless a docstring says otherwise; the
+Dimensions: T tokens, N patches or output features, K input features, H heads, D head size, B
+sequences. Arithmetic is float32 unless a docstring says otherwise; the
 result has the type of the first argument.
 """
 
@@ -74,12 +74,11 @@ def paged_attention(
     block_table: Tensor,
     cu_seqlens_q: Tensor,
     context_lens: Tensor,
-    block_size: int,
     scale: float,
 ) -> Tensor:
     """Causal attention of (T, Hq, D) queries over a paged cache."""
     T, Hq, D = q.shape
-    Hkv = key_cache.shape[1]
+    Hkv, block_size = key_cache.shape[1:3]
     out = q.new_empty((T, Hq, D))
     bounds = cu_seqlens_q.tolist()
     for b, context_len in enumerate(context_lens.tolist()):
@@ -87,9 +86,12 @@ def paged_attention(
         if begin == end:
             continue
         positions = torch.arange(context_len)
-        slots = block_table[b].long()[positions // block_size] * block_size + positions % block_size
+        blocks = block_table[b].long()[positions // block_size]
         keys, values = (  # (Hq, context_len, D) each; a group of query heads shares one
-            cache[slots].transpose(0, 1).repeat_interleave(Hq // Hkv, dim=0).to(q.dtype)
+            cache[blocks, :, positions % block_size]
+            .transpose(0, 1)
+            .repeat_interleave(Hq // Hkv, dim=0)
+            .to(q.dtype)
             for cache in (key_cache, value_cache)
         )
         row_positions = torch.arange(context_len - (end - begin), context_len)
@@ -153,7 +155,8 @@ def qk_norm_rope(
 def store_kv(
     k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
 ) -> None:
-    """Writes keys and values (T, Hkv, D) into slots (T,) of the caches (S, Hkv, D)."""
-    slots = slot_mapping.long()
-    key_cache[slots] = k.to(key_cache.dtype)
-    value_cache[slots] = v.to(value_cache.dtype)
+    """Writes keys and values (T, Hkv, D) into slots (T,) of caches (blocks, Hkv, block size, D)."""
+    block_size = key_cache.shape[2]
+    blocks, places = slot_mapping.long() // block_size, slot_mapping.long() % block_size
+    key_cache[blocks, :, places] = k.to(key_cache.dtype)
+    value_cache[blocks, :, places] = v.to(value_cache.dtype)

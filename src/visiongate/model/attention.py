@@ -1,6 +1,6 @@
 """Attention: paged and causal for the decoder, full within each picture for the vision tower.
 
-Dimensions: T query rows, N patches, H heads, D head size, S cache slots.
+Dimensions: T query rows, N patches, H heads, D head size.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from visiongate.model.inputs import ForwardBatch
 from visiongate.model.layers import has_kernels
 
 
-def attend(
-    q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, *, block_size: int, scale: float
-) -> Tensor:
+def attend(q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, *, scale: float) -> Tensor:
     """Causal attention of packed queries over the paged cache, their own keys included.
 
     Args:
         q: (T, H, D).
-        keys, values: (S, key-value heads, D), one layer's cache.
+        keys, values: (blocks, key-value heads, block size, D), one layer's cache.
         batch: says which rows belong to which sequence, and where its cache blocks are.
 
     Returns:
@@ -37,26 +35,26 @@ def attend(
             batch.block_tables,
             batch.cu_seqlens_q,
             batch.context_lens,
-            block_size=block_size,
             scale=scale,
         )
-    return attend_reference(q, keys, values, batch, block_size=block_size, scale=scale)
+    return attend_reference(q, keys, values, batch, scale=scale)
 
 
 def attend_reference(
-    q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, *, block_size: int, scale: float
+    q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, *, scale: float
 ) -> Tensor:
     """`attend` in plain torch: gathers each sequence's blocks, then one masked product."""
     out = torch.empty_like(q)
     starts = batch.cu_seqlens_q.tolist()
     lengths = batch.context_lens.tolist()
-    offsets = torch.arange(block_size, device=q.device)
+    block_size = keys.shape[2]
     for index, length in enumerate(lengths):
         rows = slice(starts[index], starts[index + 1])
-        num_blocks = -(-length // block_size)
-        blocks = batch.block_tables[index, :num_blocks].long()
-        slots = (blocks[:, None] * block_size + offsets).flatten()[:length]
-        out[rows] = causal_attention(q[rows], keys[slots], values[slots], scale=scale)
+        blocks = batch.block_tables[index, : -(-length // block_size)].long()
+        k, v = (  # (length, key-value heads, D)
+            cache[blocks].transpose(1, 2).flatten(0, 1)[:length] for cache in (keys, values)
+        )
+        out[rows] = causal_attention(q[rows], k, v, scale=scale)
     return out
 
 

@@ -53,19 +53,22 @@ class KVPool:
     """Keys and values of every layer, in slots; block b holds slots [b * size, (b + 1) * size).
 
     Attributes:
-        keys, values: (layers, S, key-value heads, head size); with `heads_first` (layers, blocks,
-            key-value heads, block size, head size): what a head reads of a block lies together.
+        keys, values: (layers, blocks, key-value heads, block size, head size): what a head reads
+            of a block lies together.
     """
 
     keys: Tensor
     values: Tensor
-    block_size: int
 
     @property
     def num_blocks(self) -> int:
         """Blocks of the pool."""
-        size = self.keys.shape[1]
-        return size if self.keys.dim() == 5 else size // self.block_size
+        return self.keys.shape[1]
+
+    @property
+    def block_size(self) -> int:
+        """Slots of a block."""
+        return self.keys.shape[3]
 
     @classmethod
     def allocate(
@@ -78,17 +81,14 @@ class KVPool:
         head_dim: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        heads_first: bool = False,
     ) -> KVPool:
         """A pool of zeros; on the CPU pages become resident when first written."""
-        shape: tuple[int, ...] = (num_layers, num_blocks * block_size, num_heads, head_dim)
-        if heads_first:
-            shape = (num_layers, num_blocks, num_heads, block_size, head_dim)
+        shape = (num_layers, num_blocks, num_heads, block_size, head_dim)
         if torch.device(device).type != "cpu":
             keys = torch.zeros(shape, dtype=dtype, device=device)
-            return cls(keys, torch.zeros_like(keys), block_size)
+            return cls(keys, torch.zeros_like(keys))
         keys, values = (sparse_zeros(shape, dtype) for _ in range(2))
-        return cls(keys, values, block_size)
+        return cls(keys, values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -63,9 +63,10 @@ class TextAttention(nn.Module):
         else:
             q = rotate(self.q_norm(q), cos, sin)  # (T, H, D); normed per head, then turned
             k = rotate(self.k_norm(k), cos, sin)
-            keys[batch.slot_mapping] = k.to(keys.dtype)
-            values[batch.slot_mapping] = v.to(values.dtype)
-        out = attend(q, keys, values, batch, block_size=pool.block_size, scale=self.head_dim**-0.5)
+            slots, size = batch.slot_mapping, pool.block_size
+            keys[slots // size, :, slots % size] = k.to(keys.dtype)
+            values[slots // size, :, slots % size] = v.to(values.dtype)
+        out = attend(q, keys, values, batch, scale=self.head_dim**-0.5)
         return self.o_proj.add_to(stream, out.reshape(x.shape[0], -1))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,7 +166,6 @@ class TextModel(nn.Module):
                 return decoder.run(
                     *(x, cos, sin, batch.slot_mapping, batch.block_tables, batch.cu_seqlens_q),
                     *(batch.context_lens, pool.keys, pool.values),
-                    block_size=pool.block_size,
                     scale=self.layers.at(0).self_attn.head_dim ** -0.5,
                 )
         for index, layer in enumerate(self.layers):

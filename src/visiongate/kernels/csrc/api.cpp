@@ -93,12 +93,12 @@ API void vg_attention(const void* q, int q_type, const void* k, const void* v, i
                       void* out, int64_t num_sequences, int64_t Hq, int64_t Hkv, int64_t D,
                       int64_t q_stride, int64_t kv_stride, const int32_t* bounds,
                       const int32_t* lengths, const int32_t* block_table, int64_t table_width,
-                      int64_t block_size, int64_t num_slots, int is_causal, float scale,
+                      int64_t block_size, int is_causal, float scale,
                       int v_type, int64_t v_stride, int has_int8_scores) {
   level->attention({q, (Type)q_type, k, v, (Type)kv_type, has_int8_scores != 0, (Type)v_type, out,
                     num_sequences, Hq,
                     Hkv, D, q_stride, kv_stride, v_stride, bounds, lengths, block_table,
-                    table_width, block_size, num_slots, is_causal != 0, scale});
+                    table_width, block_size, is_causal != 0, scale});
 }
 
 API void vg_rms_norm(const void* x, int type, const float* weight, void* y, int y_type, int64_t T,
@@ -133,7 +133,8 @@ API void vg_decoder(const DecoderCall* call) { level->decoder(*call); }
 
 API void vg_store_kv(const void* k, int64_t k_stride, int k_type, const void* v, int64_t v_stride,
                      int v_type, void* key_cache, void* value_cache, int cache_type,
-                     const int64_t* slots, int64_t T, int64_t width) {
+                     const int64_t* slots, int64_t T, int64_t Hkv, int64_t D,
+                     int64_t block_size) {
   level->store_kv({k, k_stride, (Type)k_type, v, v_stride, (Type)v_type, key_cache, value_cache,
-                   (Type)cache_type, slots, T, width});
+                   (Type)cache_type, slots, T, Hkv, D, block_size});
 }

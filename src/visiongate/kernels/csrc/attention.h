@@ -12,12 +12,11 @@
 // A row meets the same blocks in the same order whether it comes alone (decoding) or among hundreds
 // (a prompt), and keys that it may not see weigh exactly 0: its bits do not depend on the others.
 #pragma once
-#include "tile.h"
+#include "few_rows.h"
 
 namespace visiongate {
 namespace {
 
-constexpr int kKeys = 256;  // keys of a block: four panels
 constexpr float kRoom = 8;  // probabilities may reach 2 ** kRoom
 constexpr int64_t kBlockNumbers = 96 << 10;  // queries of a task, rows times D: half a cache
 
@@ -31,27 +30,6 @@ struct ProductOf<float> {
 template <>
 struct ProductOf<uint16_t> {
   using Type = Bfloat16Pairs;
-};
-
-// Where the keys of one sequence and one key head lie.
-struct Keys {
-  const AttentionCall& call;
-  int64_t sequence, head, first_row;  // first_row: of a picture
-
-  // A key's row of `k` or `v`.
-  int64_t row_of(int64_t position) const {
-    if (!call.block_table) return first_row + position;
-    const int32_t* blocks = call.block_table + sequence * call.table_width;
-    return blocks[position / call.block_size] * call.block_size + position % call.block_size;
-  }
-  template <class T>
-  const T* key(int64_t position) const {
-    return (const T*)call.k + row_of(position) * call.kv_stride + head * call.D;
-  }
-  template <class T>
-  const T* value(int64_t position) const {
-    return (const T*)call.v + row_of(position) * call.v_stride + head * call.D;
-  }
 };
 
 // Rows of 32-bit words as panels of 64: `row(i)` gives row i of 256, or null for zeros.
@@ -395,8 +373,23 @@ struct AttentionTask {
       Simd::store(row + d, Simd::mul(Simd::load(row + d), Simd::set1(factor)));
   }
 
+  // `attend_tile` for rows that read keys and values where they lie (few_rows.h), to the same bits.
+  template <int kRows>
+  void attend_few(int64_t begin, int64_t count) {
+    const Reading<T> reading{keys, begin, begin + count, num_keys};
+    score_rows<kRows>(reading, q, call.D, scores);
+    if (visible(0) - begin >= kKeys && count == kKeys)
+      soften_tile<kRows, true>(0, begin, kKeys, kKeys);
+    else
+      soften_tile<kRows, false>(0, begin, count, round_up(count, 2 * Simd::kLanes));
+    add_values<kRows>(reading, softened, call.D, sums, values);
+  }
+
   void attend_block(int64_t begin) {
     const int64_t count = smaller(kKeys, num_keys - begin);
+    if constexpr (sizeof(Number) > 1)
+      if (reads_in_place<Number>(call, num_rows()))
+        return with_rows(num_rows(), [&](auto n) { attend_few<decltype(n)::value>(begin, count); });
     keys_of_block.pack(keys, begin, count);
     pack_values(keys, begin, count, padded_D, values);
     for (int64_t row = 0; row < num_rows(); row += kMaxRows) {

@@ -55,7 +55,7 @@ inline void add_attention(const DecoderCall& call, const DecoderLayer& layer, in
   const int64_t T = call.T, Hq = call.Hq, Hkv = call.Hkv, D = call.D;
   const int64_t width = (Hq + 2 * Hkv) * D;
   const Type cached = (Type)call.cache_type;
-  const int64_t place = index * call.num_slots * Hkv * D * bytes_of(cached);
+  const int64_t place = index * call.num_blocks * call.block_size * Hkv * D * bytes_of(cached);
   char *keys = (char*)call.keys + place, *values = (char*)call.values + place;
   const float *k = rows.qkv + Hq * D, *v = k + Hkv * D;
   apply_map(layer.qkv, rows.normed, kFloat32, T, call.C, rows.qkv, false);
@@ -64,11 +64,10 @@ inline void add_attention(const DecoderCall& call, const DecoderLayer& layer, in
   norm_rope({k, width, layer.k_norm, call.cos, call.sin, rows.k, kFloat32, cached, T, Hkv, D,
              call.eps});
   store_kv({rows.k, Hkv * D, cached, v, width, kFloat32, keys, values, cached, call.slots, T,
-            Hkv * D});
+            Hkv, D, call.block_size});
   attention({rows.q, cached, keys, values, cached, false, cached, rows.attended,
-             call.num_sequences, Hq, Hkv, D, Hq * D, Hkv * D, Hkv * D, call.bounds, call.lengths,
-             call.block_table, call.table_width, call.block_size, call.num_slots, true,
-             call.scale});
+             call.num_sequences, Hq, Hkv, D, Hq * D, D, D, call.bounds, call.lengths,
+             call.block_table, call.table_width, call.block_size, true, call.scale});
   apply_map(layer.o, rows.attended, cached, T, Hq * D, call.x, true);
 }
 

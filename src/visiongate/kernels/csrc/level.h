@@ -49,10 +49,11 @@ struct EmbeddingCall {
 
 // Sequence b has the query rows [bounds[b], bounds[b + 1]). Without a block table its keys are the
 // same rows of k and v (pictures); with one they are the first lengths[b] positions of the cache.
+// There, too, rows stand kv_stride apart, but only within a block: (blocks, Hkv, block_size, D).
 struct AttentionCall {
   const void* q;  // (T, Hq, D), rows q_stride elements apart; out is like it, packed
   Type q_type;
-  const void* k;  // (rows or slots, Hkv, D), kv_stride elements apart
+  const void* k;  // (rows, Hkv, D), kv_stride elements apart, or the cache
   const void* v;
   Type kv_type;  // of k, and of the products
   bool has_int8_scores;  // the products of queries and keys are of int8 (kv_type is bfloat16)
@@ -62,7 +63,7 @@ struct AttentionCall {
   const int32_t* bounds;
   const int32_t* lengths;
   const int32_t* block_table;  // (num_sequences, table_width)
-  int64_t table_width, block_size, num_slots;
+  int64_t table_width, block_size;
   bool is_causal;
   float scale;
 };
@@ -101,7 +102,7 @@ struct StoreCall {
   void* value_cache;
   Type cache_type;
   const int64_t* slots;
-  int64_t T, width;
+  int64_t T, Hkv, D, block_size;
 };
 
 // A linear map of a decoder layer; decoder.py has the same fields.
@@ -118,7 +119,7 @@ struct DecoderLayer {
 };
 
 // All layers of a decoder over T tokens of some sequences, as an AttentionCall has them. The stream
-// x (T, C) is written over; layer i's keys and values are the i-th `num_slots` slots of the caches.
+// x (T, C) is written over; layer i's keys and values are the i-th `num_blocks` blocks of the caches.
 struct DecoderCall {
   const DecoderLayer* layers;
   float* x;
@@ -131,7 +132,7 @@ struct DecoderCall {
   void* keys;
   void* values;
   int64_t num_layers, T, C, inner, Hq, Hkv, D;
-  int64_t num_sequences, table_width, block_size, num_slots;
+  int64_t num_sequences, table_width, block_size, num_blocks;
   int64_t cache_type, inner_type;  // inner_type: of the rows that `down` multiplies
   float eps, scale;
 };

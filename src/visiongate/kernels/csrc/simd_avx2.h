@@ -89,6 +89,13 @@ struct Simd {
     return _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256((const __m256i*)p), mask));
   }
 
+  static void join_pairs(const uint16_t* first, const uint16_t* second, uint32_t* pairs) {
+    const Int a = _mm256_loadu_si256((const Int*)first), b = _mm256_loadu_si256((const Int*)second);
+    const Int low = _mm256_unpacklo_epi16(a, b), high = _mm256_unpackhi_epi16(a, b);
+    _mm256_storeu_si256((Int*)pairs, _mm256_permute2x128_si256(low, high, 0x20));
+    _mm256_storeu_si256((Int*)(pairs + kLanes), _mm256_permute2x128_si256(low, high, 0x31));
+  }
+
   using Pairs = __m256i;
   static Pairs load_pairs(const uint16_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
   static Float add_pairs(Float sums, Pairs pairs, uint32_t x) {

@@ -68,6 +68,16 @@ struct Simd {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), mask));
   }
 
+  // Pairs of 32 numbers and 32 others.
+  static void join_pairs(const uint16_t* first, const uint16_t* second, uint32_t* pairs) {
+    const __m512i a = _mm512_loadu_si512(first), b = _mm512_loadu_si512(second);
+    const __m512i low = _mm512_unpacklo_epi16(a, b), high = _mm512_unpackhi_epi16(a, b);
+    const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i odd = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    _mm512_storeu_si512(pairs, _mm512_permutex2var_epi64(low, even, high));
+    _mm512_storeu_si512(pairs + kLanes, _mm512_permutex2var_epi64(low, odd, high));
+  }
+
   // sums + first * first + second * second, over 16 pairs of bfloat16 and one pair x for all.
   using Pairs = __m512bh;
   static Pairs load_pairs(const uint16_t* p) { return (Pairs)_mm512_loadu_si512(p); }

@@ -81,6 +81,10 @@ struct Simd {
     return (Float)(load_int(p) & (int32_t)0xffff0000u);
   }
 
+  static void join_pairs(const uint16_t* first, const uint16_t* second, uint32_t* pairs) {
+    for (int i = 0; i < 2 * kLanes; ++i) pairs[i] = first[i] | (uint32_t)second[i] << 16;
+  }
+
   using Pairs = Int;
   static Pairs load_pairs(const uint16_t* p) { return load_int(p); }
   static Float add_pairs(Float sums, Pairs pairs, uint32_t x) {

@@ -131,16 +131,26 @@ void copy_row(const From* from, To* to, int64_t count) {
     store_part(to + i, load_part(from + i, count - i), count - i);
 }
 
+// Writes a token's heads, which lie side by side, to a cache, where those of a block's tokens do.
+template <class From, class To>
+void store_heads(const StoreCall& call, const From* heads, int64_t slot, To* cache) {
+  const int64_t block = slot / call.block_size, place = slot % call.block_size;
+  for (int64_t h = 0; h < call.Hkv; ++h)
+    copy_row(heads + h * call.D,
+             cache + ((block * call.Hkv + h) * call.block_size + place) * call.D, call.D);
+}
+
 inline void store_kv(const StoreCall& call) {
-  parallel_rows(call.T, 2 * call.width, [&](int64_t t) {
-    const int64_t to = call.slots[t] * call.width;
+  parallel_rows(call.T, 2 * call.Hkv * call.D, [&](int64_t t) {
     with_type(call.k_type, call.k, [&](auto* k) {
-      with_type(call.cache_type, call.key_cache,
-                [&](auto* cache) { copy_row(k + t * call.k_stride, cache + to, call.width); });
+      with_type(call.cache_type, call.key_cache, [&](auto* cache) {
+        store_heads(call, k + t * call.k_stride, call.slots[t], cache);
+      });
     });
     with_type(call.v_type, call.v, [&](auto* v) {
-      with_type(call.cache_type, call.value_cache,
-                [&](auto* cache) { copy_row(v + t * call.v_stride, cache + to, call.width); });
+      with_type(call.cache_type, call.value_cache, [&](auto* cache) {
+        store_heads(call, v + t * call.v_stride, call.slots[t], cache);
+      });
     });
   });
 }
