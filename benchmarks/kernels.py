@@ -163,10 +163,16 @@ def random_linear(shape: tuple[int, int], precision: Precision) -> PackedLinear:
 
 
 def alternate(calls: Sequence[Callable[[], object]], num_runs: int) -> list[list[float]]:
-    """Seconds of each call's runs, in turns after a warm-up."""
+    """Seconds of each call's runs, in turns after a warm-up.
+
+    Beside others a call is made twice and timed the second time: torch's threads spin for
+    milliseconds after its products, on the processors that ours then want.
+    """
     times: list[list[float]] = [[] for _ in calls]
     for run_number in range(num_runs + 1):
         for call, mine in zip(calls, times, strict=True):
+            if len(calls) > 1:
+                call()
             begin = time.perf_counter()
             call()
             if run_number:

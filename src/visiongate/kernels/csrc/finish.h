@@ -13,7 +13,7 @@ inline void expect_outputs(const LinearCall& call, int64_t first_row, int64_t nu
   const int64_t num_bytes = smaller(kPanel, call.N - begin) * size;
   for (int64_t r = 0; r < num_rows; ++r) {
     const char* y = (const char*)call.y + ((first_row + r) * call.N + begin) * size;
-    for (int64_t place = 0; place < num_bytes; place += 64) __builtin_prefetch(y + place, 1, 3);
+    for (int64_t place = 0; place < num_bytes; place += 64) Simd::expect_write(y + place);
   }
 }
 

@@ -5,6 +5,8 @@
 //      keep the panel in the cache; the sums wait in between, unrounded, so bits do not change.
 //   3. `finish_rows` (finish.h) makes a tile's outputs of its sums and writes them.
 #pragma once
+#include <type_traits>
+
 #include "finish.h"
 #include "rows.h"
 #include "tile.h"
@@ -13,7 +15,9 @@ namespace visiongate {
 namespace {
 
 constexpr int64_t kTilesPerBlock = 16;
-constexpr int64_t kChunkBytes = 64 << 10;  // of a panel
+// Of a panel: two chunks and a block's rows stay in the second cache, which beside AVX-512 has a
+// megabyte or more.
+constexpr int64_t kChunkBytes = (Simd::kLanes == 16 ? 128 : 64) << 10;
 
 constexpr int64_t kStepBytes = kPanel * 4;
 constexpr int64_t kNearBytes = 4096;  // how far ahead a lone tile reads; 2 to 4 KiB measured best
@@ -25,7 +29,7 @@ inline Ahead<2> part_of_next(const char* chunk, int64_t num_steps, int64_t tile,
   return {chunk + num_steps * kStepBytes + tile * part, kStepBytes / num_tiles};
 }
 
-// Adds steps [begin, end) of one panel to the sums (rows, 64) of one tile.
+// Adds steps [begin, end) of one panel to the sums (rows, 64) of one tile, or to zero from the first.
 template <class Product>
 struct PanelChunk {
   const LinearCall& call;
@@ -45,8 +49,11 @@ struct PanelChunk {
                     (first_row * num_steps + begin * num_rows) * kUnit;
     with_rows(num_rows, [&](auto count) {
       constexpr int kRows = decltype(count)::value;
-      multiply_columns<Product, kRows, kUnit, kRows * kUnit, false>(x, w, kPanel * kUnit, sums, kPanel,
-                                                             kPanel, end - begin, ahead);
+      const auto multiply = [&](auto from_zero) {
+        multiply_columns<Product, kRows, kUnit, kRows * kUnit, decltype(from_zero)::value>(
+            x, w, kPanel * kUnit, sums, kPanel, kPanel, end - begin, ahead);
+      };
+      begin == 0 ? multiply(std::true_type()) : multiply(std::false_type());
     });
   }
 };
@@ -78,11 +85,11 @@ struct PanelChunk<Int8Quads> {
         constexpr int kRows = decltype(rows)::value;
         Int8Quads::multiply_group<kRows, Simd::kTileVectors>(
             tile + step * kRows * 4, 4, kRows * 4, w, kPanel * 4, start, x_scale, 1, sums, kPanel,
-            count, ahead);
+            count, step == 0, ahead);
         for (int64_t column = kWide; column < kPanel; column += kWide)
           Int8Quads::multiply_group<kRows, Simd::kTileVectors>(
               tile + step * kRows * 4, 4, kRows * 4, w + column * 4, kPanel * 4, start + column,
-              x_scale, 1, sums + column, kPanel, count, Nothing());
+              x_scale, 1, sums + column, kPanel, count, step == 0, Nothing());
       });
       ahead.next += (count + 1) * ahead.stride;
     }
@@ -113,7 +120,6 @@ void linear_as(const LinearCall& call) {
     const char* start =
         (const char*)call.panels + panel * weights.place_of(num_steps) * kStepBytes;
     if (rows.num_tiles == 1) {
-      memset(sums, 0, num_rows * kPanel * sizeof(float));
       weights.add(0, call.M, 0, num_steps, sums, Ahead<1>{start + kNearBytes, kStepBytes});
       finish_rows<Product>(call, sums, 0, call.M, panel);
     } else {
@@ -123,7 +129,6 @@ void linear_as(const LinearCall& call) {
         for (int64_t tile = first_tile; tile < end_tile; ++tile) {
           const int64_t row = rows.begin(tile), count = rows.begin(tile + 1) - row;
           float* tile_sums = sums + (row - first_row) * kPanel;
-          if (begin == 0) memset(tile_sums, 0, count * kPanel * sizeof(float));
           if (end == num_steps) expect_outputs(call, row, count, panel);
           weights.add(row, count, begin, end, tile_sums,
                       part_of_next(start + place * kStepBytes, length, tile - first_tile,

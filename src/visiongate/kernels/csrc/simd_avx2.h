@@ -124,6 +124,8 @@ struct Simd {
     for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)words[i];
   }
 
+  static void expect_write(const char* p) { __builtin_prefetch(p, 1, 3); }
+
   static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {
     visiongate::transpose8(rows, columns, stride);
   }

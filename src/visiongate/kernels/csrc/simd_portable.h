@@ -106,6 +106,8 @@ struct Simd {
     for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)(int)whole[i];
   }
 
+  static void expect_write(const char* p) { __builtin_prefetch(p, 1, 3); }
+
   static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {
     for (int j = 0; j < 8; ++j)
       for (int i = 0; i < 8; ++i) columns[j * stride + i] = rows[i][j];

@@ -169,18 +169,24 @@ struct Int8Quads {
   static inline __attribute__((always_inline)) void multiply_group(
       const X* x, int64_t x_row, int64_t x_step, const W* w, int64_t w_step, const int32_t* start,
       const float* x_scale, int64_t x_scale_row, float* sums, int64_t sums_row,
-      int64_t num_steps, Fetch ahead) {
+      int64_t num_steps, bool from_zero, Fetch ahead) {
     Simd::Int acc[Rows][Vectors];
     add_up(x, x_row, x_step, w, w_step, start, num_steps, ahead, acc);
+    const auto add = [&](const auto& sum_at) __attribute__((always_inline)) {
 #pragma GCC unroll 6
-    for (int r = 0; r < Rows; ++r) {
-      const Simd::Float scale = Simd::set1(x_scale[r * x_scale_row]);
+      for (int r = 0; r < Rows; ++r) {
+        const Simd::Float scale = Simd::set1(x_scale[r * x_scale_row]);
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) {
-        float* sum = sums + r * sums_row + v * Simd::kLanes;
-        Simd::store(sum, Simd::fma(Simd::to_float(acc[r][v]), scale, Simd::load(sum)));
+        for (int v = 0; v < Vectors; ++v) {
+          float* sum = sums + r * sums_row + v * Simd::kLanes;
+          Simd::store(sum, Simd::fma(Simd::to_float(acc[r][v]), scale, sum_at(sum)));
+        }
       }
-    }
+    };
+    if (from_zero)
+      add([](const float*) { return Simd::zero(); });
+    else
+      add([](const float* sum) { return Simd::load(sum); });
   }
 
   // The same sums, each times its column's scale, into `out`.
