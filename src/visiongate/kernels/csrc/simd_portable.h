@@ -102,6 +102,19 @@ struct Simd {
     for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)(int)whole[i];
   }
 
+  static constexpr bool kHasPowers = false;
+  // Writes the nearest whole numbers, at least 0 and at most 255, of four vectors.
+  static void store_bytes(uint8_t* p, const Float (&x)[4]) {
+    for (int v = 0; v < 4; ++v) {
+      const Float whole = min(round(x[v]), set1(255.0f));
+      for (int i = 0; i < kLanes; ++i) p[v * kLanes + i] = (uint8_t)(int)whole[i];
+    }
+  }
+  static Int add_bytes(Int sums, const uint8_t* p) {
+    const Int quads = load_int(p);
+    return sums + (quads & 255) + (quads >> 8 & 255) + (quads >> 16 & 255) + (quads >> 24 & 255);
+  }
+
   static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {
     for (int j = 0; j < 8; ++j)
       for (int i = 0; i < 8; ++i) columns[j * stride + i] = rows[i][j];
