@@ -112,14 +112,31 @@ struct RowsTask {
     }
   }
 
+  // Writes the scores of a block and finds each row's highest.
   template <int kRows>
-  void multiply_keys(const uint8_t* x, const PackedHead::Block& block) {
-    constexpr int64_t kWide = Simd::kTileVectors * Simd::kLanes;
-    for (int64_t column = 0; column < kBlockKeys; column += kWide)
-      Int8Quads::multiply_scaled<kRows, Simd::kTileVectors>(
-          x, 4, kRows * 4,
-          block.keys + column / kPanel * kPanel * head.D + column % kPanel * 4, kPanel * 4,
-          block.start + column, block.key_scale + column, scores + column, kBlockKeys, head.D / 4);
+  void multiply_keys(const uint8_t* x, const PackedHead::Block& block, float* highest) {
+    constexpr int kVectors = Simd::kTileVectors;
+    Simd::Float tops[kRows];
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) tops[r] = Simd::set1(-3e38f);
+    for (int64_t column = 0; column < kBlockKeys; column += kVectors * Simd::kLanes) {
+      Simd::Int whole[kRows][kVectors];
+      Int8Quads::add_up(x, 4, kRows * 4,
+                        block.keys + column / kPanel * kPanel * head.D + column % kPanel * 4,
+                        kPanel * 4, block.start + column, head.D / 4, Nothing(), whole);
+#pragma GCC unroll 6
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t key = column + v * Simd::kLanes;
+          const Simd::Float score =
+              Simd::mul(Simd::to_float(whole[r][v]), Simd::load(block.key_scale + key));
+          Simd::store(scores + r * kBlockKeys + key, score);
+          tops[r] = Simd::max(tops[r], score);
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kRows; ++r) highest[r] = Simd::largest(tops[r]);
   }
 
   template <int kRows>
@@ -152,28 +169,6 @@ struct RowsTask {
     }
   }
 
-  template <int kRows>
-  void hide_keys_from(int64_t first) {
-    for (int r = 0; r < kRows; ++r)
-      for (int64_t key = first; key < kBlockKeys; ++key) scores[r * kBlockKeys + key] = -1e30f;
-  }
-
-  // Each row's highest score of the block.
-  template <int kRows>
-  inline __attribute__((always_inline)) void find_highest(float (&highest)[kStates]) const {
-#pragma GCC unroll 6
-    for (int r = 0; r < kRows; ++r) {
-      const float* row = scores + r * kBlockKeys;
-      Simd::Float tops[2] = {Simd::load(row), Simd::load(row + Simd::kLanes)};
-#pragma GCC unroll 4
-      for (int64_t key = 2 * Simd::kLanes; key < kBlockKeys; key += 2 * Simd::kLanes)
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; ++v)
-          tops[v] = Simd::max(tops[v], Simd::load(row + key + v * Simd::kLanes));
-      highest[r] = Simd::largest(Simd::max(tops[0], tops[1]));
-    }
-  }
-
   // Writes a row's probabilities and adds them to its totals.
   inline __attribute__((always_inline)) void soften(int r, float factor, float highest,
                                                     float weight, float* totals) {
@@ -195,13 +190,11 @@ struct RowsTask {
 
   // Adds one block of keys to the rows of a tile.
   template <int kRows>
-  void attend_tile(int64_t first_row, const PackedHead::Block& block, int64_t count) {
+  void attend_tile(int64_t first_row, const PackedHead::Block& block) {
     Tile& tile = tiles[first_row / kMaxRows];
     float* tile_sums = sums + first_row * head.padded_D;
     float highest[kStates] = {}, weights[kStates];
-    multiply_keys<kRows>(queries + first_row * head.D, block);
-    if (count < kBlockKeys) hide_keys_from<kRows>(count);
-    find_highest<kRows>(highest);
+    multiply_keys<kRows>(queries + first_row * head.D, block, highest);
     for (int r = 0; r < kRows; ++r) {
       const float top = highest[r] * tile.factor[r];
       if (__builtin_expect(top > tile.shift[r] + kShiftRoom, false))
@@ -243,10 +236,9 @@ struct RowsTask {
     read_queries();
     for (int64_t begin = 0; begin < num_keys; begin += kBlockKeys) {
       const PackedHead::Block block = head.block(begin / kBlockKeys);
-      const int64_t count = smaller(kBlockKeys, num_keys - begin);
       for (int64_t row = 0; row < num_rows; row += kMaxRows)
         with_rows(smaller(kMaxRows, num_rows - row),
-                  [&](auto n) { attend_tile<decltype(n)::value>(row, block, count); });
+                  [&](auto n) { attend_tile<decltype(n)::value>(row, block); });
     }
     write_rows();
   }

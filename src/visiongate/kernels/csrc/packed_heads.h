@@ -118,7 +118,10 @@ struct Packing {
       block.key_scale[key] = quantize_weights(row, rows + key * D, D);
       block.start[key] = -128 * sum_of(rows + key * D, D);
     }
-    for (int64_t key = count; key < kBlockKeys; ++key) block.key_scale[key] = block.start[key] = 0;
+    for (int64_t key = count; key < kBlockKeys; ++key) {  // scores of missing keys: -1e30
+      block.key_scale[key] = 1e21f;
+      block.start[key] = -1000000000;
+    }
     for (int64_t first = 0; first < kBlockKeys; first += kPanel)
       pack_panel((const char*)rows + first * D, D, smaller(kPanel, count - first), D,
                  (uint32_t*)block.keys + first * D / 4);
