@@ -71,6 +71,7 @@ def test_equal_keys_give_the_mean_value_in_int8(level: str) -> None:
     """What values lose by rounding is given back where all of them count alike."""
     q, k, v = torch.randn(3, 700, 2, 64)
     assert int8_distance(q, k[:1].expand(700, -1, -1), v, [0, 700]) < 1e-5
+    assert int8_distance(0 * q, k, v, [0, 1, 700]) < 1e-5  # nor do keys count that are not there
 
 
 def test_many_small_probabilities_count_in_int8(level: str) -> None:

@@ -118,8 +118,8 @@ struct Packing {
       block.key_scale[key] = quantize_weights(row, rows + key * D, D);
       block.start[key] = -128 * sum_of(rows + key * D, D);
     }
-    for (int64_t key = count; key < kBlockKeys; ++key) {  // scores of missing keys: -1e30
-      block.key_scale[key] = 1e21f;
+    for (int64_t key = count; key < kBlockKeys; ++key) {  // scores of missing keys: -3e37
+      block.key_scale[key] = 3e28f;
       block.start[key] = -1000000000;
     }
     for (int64_t first = 0; first < kBlockKeys; first += kPanel)

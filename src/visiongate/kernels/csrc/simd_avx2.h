@@ -110,13 +110,6 @@ struct Simd {
   }
   static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
 
-  static void store_quantized(uint8_t* p, Float scaled) {
-    alignas(32) int32_t words[kLanes];
-    const Float whole = add(round(scaled), set1(128.0f));
-    _mm256_store_si256((__m256i*)words, _mm256_cvtps_epi32(whole));
-    for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)words[i];
-  }
-
   static constexpr bool kHasPowers = false;
   // Writes the nearest whole numbers, at least 0 and at most 255, of four vectors.
   static void store_bytes(uint8_t* p, const Float (&x)[4]) {
@@ -129,6 +122,13 @@ struct Simd {
   static Int add_bytes(Int sums, const uint8_t* p) {
     const Int pairs = _mm256_maddubs_epi16(load_int(p), _mm256_set1_epi8(1));
     return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+
+  static void store_quantized(uint8_t* p, Float scaled) {
+    alignas(32) int32_t words[kLanes];
+    const Float whole = add(round(scaled), set1(128.0f));
+    _mm256_store_si256((__m256i*)words, _mm256_cvtps_epi32(whole));
+    for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)words[i];
   }
 
   static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {

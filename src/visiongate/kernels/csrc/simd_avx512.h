@@ -85,12 +85,6 @@ struct Simd {
   }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
 
-  // Writes the nearest whole numbers of 16 in [-127, 127], plus 128.
-  static void store_quantized(uint8_t* p, Float scaled) {
-    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled));
-    _mm_storeu_si128((__m128i*)p, _mm_xor_si128(bytes, _mm_set1_epi8((char)0x80)));
-  }
-
   // Writes 255 * 2 ** (-x / 64) of four vectors, after rounding x, as bytes: adds 256ths, which go
   // to the numbers in an order of their own, and cuts off fractions. The words of `powers` are 256
   // times that for x from 0 to 63.
@@ -118,6 +112,12 @@ struct Simd {
   // Adds 64 such bytes, four to a lane.
   static Int add_bytes(Int sums, const uint8_t* p) {
     return _mm512_dpbusd_epi32(sums, load_int(p), _mm512_set1_epi8(1));
+  }
+
+  // Writes the nearest whole numbers of 16 in [-127, 127], plus 128.
+  static void store_quantized(uint8_t* p, Float scaled) {
+    const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled));
+    _mm_storeu_si128((__m128i*)p, _mm_xor_si128(bytes, _mm_set1_epi8((char)0x80)));
   }
 
   static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {

@@ -97,11 +97,6 @@ struct Simd {
   }
   static Float to_float(Int a) { return __builtin_convertvector(a, Float); }
 
-  static void store_quantized(uint8_t* p, Float scaled) {
-    const Float whole = add(round(scaled), set1(128.0f));
-    for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)(int)whole[i];
-  }
-
   static constexpr bool kHasPowers = false;
   // Writes the nearest whole numbers, at least 0 and at most 255, of four vectors.
   static void store_bytes(uint8_t* p, const Float (&x)[4]) {
@@ -113,6 +108,11 @@ struct Simd {
   static Int add_bytes(Int sums, const uint8_t* p) {
     const Int quads = load_int(p);
     return sums + (quads & 255) + (quads >> 8 & 255) + (quads >> 16 & 255) + (quads >> 24 & 255);
+  }
+
+  static void store_quantized(uint8_t* p, Float scaled) {
+    const Float whole = add(round(scaled), set1(128.0f));
+    for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)(int)whole[i];
   }
 
   static void transpose8(const uint32_t* const rows[8], uint32_t* columns, int64_t stride) {
