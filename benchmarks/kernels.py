@@ -118,11 +118,13 @@ def attention(precision: Precision, num_runs: int, found: Limits | None) -> list
     dtype = DTYPES[precision]
     limit = None if found is None else found.operations_per_second[precision] / 1e9
     N, H, D = 3072, 16, 64
-    q, k, v = torch.randn(3, N, H, D).to(dtype)
+    is_int8 = precision == "int8"
+    q, k, v = torch.randn(3, N, H, D).to(torch.bfloat16 if is_int8 else dtype)
+    products = torch.int8 if is_int8 else dtype
     heads = [t.transpose(0, 1)[None].contiguous() for t in (q, k, v)]
     ours, other = alternate(
         [
-            lambda: kernels.vision_attention(q, k, v, [0, N]),
+            lambda: kernels.vision_attention(q, k, v, [0, N], products=products),
             lambda: functional.scaled_dot_product_attention(*heads),
         ],
         num_runs,

@@ -39,18 +39,66 @@ def test_float32_rows_may_be_multiplied_in_bfloat16(level: str) -> None:
         assert torch.equal(out, rounded)
 
 
-@pytest.mark.parametrize("D", [64, 72, 40])
-def test_queries_and_keys_may_be_multiplied_in_int8(level: str, D: int) -> None:
-    """What all keys have in common takes nothing of the eight bits."""
+def int8_distance(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: list[int]) -> float:
+    """How far int8 products are from float64 over the same numbers; keys are bfloat16 then."""
+    k = k.bfloat16()
+    out = kernels.vision_attention(q, k, v, cu_seqlens, products=torch.int8)
+    assert out.dtype == q.dtype
+    scale = q.shape[-1] ** -0.5
+    parts = [oracle.attention(q[a:b], k[a:b], v[a:b], scale, None) for a, b in pairwise(cu_seqlens)]
+    return distance(out, torch.cat(parts))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("H", "D"), [(3, 64), (2, 72), (2, 8), (1, 128), (2, 40)])
+def test_pictures_may_be_multiplied_in_int8(level: str, dtype: torch.dtype, H: int, D: int) -> None:
+    q, k, v = torch.randn(3, 1100, H, D).to(dtype)
+    assert int8_distance(q, k, v, [0, 1, 30, 30, 166, 420, 1100]) < 2e-2
+    assert int8_distance(q, k, v[:, :1].expand(-1, H, -1), [0, 1100]) < 2e-2
+
+
+@pytest.mark.parametrize("D", [64, 40])
+def test_what_keys_and_values_have_in_common_takes_none_of_the_eight_bits(
+    level: str, D: int
+) -> None:
     q, k, v = torch.randn(3, 700, 2, D)
-    for offset in (0.0, 20.0):
-        keys = k + offset * torch.randn(2, D).sign()
-        out = kernels.vision_attention(q, keys, v, [0, 300, 700], products=torch.int8)
-        parts = [
-            oracle.attention(q[a:b], keys[a:b], v[a:b], D**-0.5, None)
-            for a, b in pairwise([0, 300, 700])
-        ]
-        assert distance(out, torch.cat(parts)) < (2e-2 if offset == 0 else 4e-2)
+    offset = 20 * torch.randn(2, D).sign()
+    assert int8_distance(q, k + offset, v, [0, 300, 700]) < 2e-2
+    assert int8_distance(q, k, v + offset, [0, 300, 700]) < 1e-3
+
+
+def test_equal_keys_give_the_mean_value_in_int8(level: str) -> None:
+    """What values lose by rounding is given back where all of them count alike."""
+    q, k, v = torch.randn(3, 700, 2, 64)
+    assert int8_distance(q, k[:1].expand(700, -1, -1), v, [0, 700]) < 1e-5
+    assert int8_distance(0 * q, k, v, [0, 1, 700]) < 1e-5  # nor do keys count that are not there
+
+
+def test_many_small_probabilities_count_in_int8(level: str) -> None:
+    """One key outweighs each other one a thousand times, and all of them only twice."""
+    q, k, v = torch.randn(3, 2000, 1, 64) * 0.1
+    v += torch.tensor([1.0, -1.0]).repeat(32)
+    q[..., 0] = 8.0  # times D ** -0.5: a score rises by k's first number
+    k[3, 0, 0] += 7.0
+    v[3] *= -1
+    assert int8_distance(q, k, v, [0, 2000]) < 2e-2
+
+
+def test_one_large_value_spoils_no_other_block_in_int8(level: str) -> None:
+    q, k, v = torch.randn(3, 1100, 2, 64)
+    v[300] *= 30
+    k[300] = -10 * q.mean(0)
+    scale = 64**-0.5
+    out = kernels.vision_attention(q, k.bfloat16(), v, [0, 1100], products=torch.int8)
+    assert distance(out, oracle.attention(q, k.bfloat16(), v, scale, None)) < 6e-2
+
+
+@pytest.mark.parametrize("rise", [-30.0, 3.0, 8.0])
+def test_scores_may_rise_from_block_to_block_in_int8(level: str, rise: float) -> None:
+    q, k, v = torch.randn(3, 1100, 2, 64)
+    q[..., 0] = 8.0
+    k[..., 0] = rise * (torch.arange(1100) // 256)[:, None]
+    assert int8_distance(q * 0.25, k, v, [0, 1100]) < 4e-2
 
 
 @pytest.mark.parametrize("products", [*DTYPES, torch.int8])
@@ -62,6 +110,20 @@ def test_a_picture_has_the_same_bits_beside_others(
     together = kernels.vision_attention(q, k, v, [0, 123, 500], products=products)
     alone = kernels.vision_attention(q[123:], k[123:], v[123:], [0, 377], products=products)
     assert torch.equal(together[123:], alone)
+
+
+@pytest.mark.parametrize("products", [*DTYPES, torch.int8])
+def test_a_picture_has_the_same_bits_on_any_number_of_threads(
+    native_level: str, products: torch.dtype
+) -> None:
+    q, k, v = torch.randn(3, 800, 3, 64)
+    before = kernels.num_threads()
+    results = []
+    for count in (1, 2, 5):
+        kernels.set_num_threads(count)
+        results.append(kernels.vision_attention(q, k, v, [0, 123, 800], products=products))
+    kernels.set_num_threads(before)
+    assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 def test_large_scores_do_not_overflow(level: str) -> None:

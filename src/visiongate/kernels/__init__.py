@@ -73,9 +73,9 @@ def vision_attention(
 
     Rows [cu_seqlens[i], cu_seqlens[i + 1]) are picture i. D is a multiple of 8. `scale` is
     D ** -0.5 unless given. `products` is the type in which queries, keys, values and probabilities
-    are multiplied, that of q unless given; sums are float32. With int8, queries and keys are
-    quantised, each row with a scale of its own, and the rest is bfloat16. The result has q's type,
-    in which plain torch computes.
+    are multiplied, that of q unless given; sums are float32. With int8 all are quantised: queries
+    and keys by rows, values by columns of 256 keys, probabilities in steps of a 255th of the
+    highest among 256 keys. The result has q's type, in which plain torch computes.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if native.takes(q):

@@ -94,8 +94,8 @@ API void vg_attention(const void* q, int q_type, const void* k, const void* v, i
                       int64_t q_stride, int64_t kv_stride, const int32_t* bounds,
                       const int32_t* lengths, const int32_t* block_table, int64_t table_width,
                       int64_t block_size, int is_causal, float scale,
-                      int v_type, int64_t v_stride, int has_int8_scores) {
-  level->attention({q, (Type)q_type, k, v, (Type)kv_type, has_int8_scores != 0, (Type)v_type, out,
+                      int v_type, int64_t v_stride, int is_int8) {
+  level->attention({q, (Type)q_type, k, v, (Type)kv_type, is_int8 != 0, (Type)v_type, out,
                     num_sequences, Hq,
                     Hkv, D, q_stride, kv_stride, v_stride, bounds, lengths, block_table,
                     table_width, block_size, is_causal != 0, scale});

@@ -12,6 +12,7 @@
 // A row meets the same blocks in the same order whether it comes alone (decoding) or among hundreds
 // (a prompt), and keys that it may not see weigh exactly 0: its bits do not depend on the others.
 #pragma once
+#include "attention_int8.h"
 #include "few_rows.h"
 
 namespace visiongate {
@@ -82,70 +83,6 @@ struct PlainScores {
     multiply_columns<Product, kRows, Product::kUnit, kRows * Product::kUnit, true>(
         q, panels + panel * kPanel * D, kPanel * Product::kUnit, scores + panel * kPanel, kKeys,
         kPanel, D / Product::kUnit, Nothing());
-  }
-};
-
-// The same in int8, with a scale for each query and each key. What all keys of a picture have in
-// common is taken off them first: it moves all scores of a query alike, which changes no
-// probability, and would take most of the eight bits.
-struct Int8Scores {
-  using Number = uint8_t;
-  int8_t *panels, *rows;
-  int32_t* start;  // (256), as in layout.h
-  float *scale, *mean, *one;
-
-  static int64_t num_bytes(int64_t D) {
-    return 2 * kKeys * D + kKeys * 8 + 2 * round_up(D, Simd::kLanes) * 4;
-  }
-  void take(char* memory, int64_t D) {
-    panels = (int8_t*)memory;
-    rows = panels + kKeys * D;
-    start = (int32_t*)(rows + kKeys * D);
-    scale = (float*)(start + kKeys);
-    mean = scale + kKeys;
-    one = mean + round_up(D, Simd::kLanes);
-  }
-
-  void begin(const Keys& keys, int64_t num_keys) {
-    const int64_t D = keys.call.D;
-    for (int64_t d = 0; d < D; d += Simd::kLanes) {
-      Simd::Float sum = Simd::zero();
-      for (int64_t key = 0; key < num_keys; ++key)
-        sum = Simd::add(sum, load_part(keys.key<uint16_t>(key) + d, D - d));
-      Simd::store(mean + d, Simd::mul(sum, Simd::set1(1.0f / (float)num_keys)));
-    }
-  }
-
-  void pack(const Keys& keys, int64_t begin, int64_t count) {
-    const int64_t D = keys.call.D;
-    for (int64_t key = 0; key < count; ++key) {
-      const uint16_t* from = keys.key<uint16_t>(begin + key);
-      for (int64_t d = 0; d < D; d += Simd::kLanes)
-        Simd::store(one + d, Simd::sub(load_part(from + d, D - d), Simd::load(mean + d)));
-      int8_t* row = rows + key * D;
-      scale[key] = quantize_group(one, (uint8_t*)row, D);
-      int32_t sum = 0;
-      for (int64_t d = 0; d < D; ++d) sum += row[d] = (int8_t)(row[d] ^ 0x80);
-      start[key] = -128 * sum;
-    }
-    for (int64_t key = count; key < kKeys; ++key) scale[key] = start[key] = 0;
-    pack_rows(D / 4, (uint32_t*)panels, [&](int64_t key) {
-      return key < count ? (const uint32_t*)(rows + key * D) : nullptr;
-    });
-  }
-
-  template <class X>
-  float read_query(const X* x, int64_t D, uint8_t* query) const {
-    return quantize_group(x, query, D);
-  }
-
-  template <int kRows>
-  void multiply(const uint8_t* q, int64_t D, int64_t panel, float* scores) const {
-    constexpr int kWide = Simd::kTileVectors * Simd::kLanes;
-    for (int64_t column = panel * kPanel; column < (panel + 1) * kPanel; column += kWide)
-      Int8Quads::multiply_scaled<kRows, Simd::kTileVectors>(
-          q, 4, kRows * 4, panels + panel * kPanel * D + column % kPanel * 4, kPanel * 4,
-          start + column, scale + column, scores + column, kKeys, D / 4);
   }
 };
 
@@ -453,7 +390,7 @@ void attention_as(const AttentionCall& call) {
 }
 
 inline void attention(const AttentionCall& call) {
-  if (call.has_int8_scores) return attention_as<uint16_t, Int8Scores>(call);
+  if (call.is_int8) return attention_int8(call);
   if (call.kv_type == kFloat32) return attention_as<float, PlainScores<float>>(call);
   attention_as<uint16_t, PlainScores<uint16_t>>(call);
 }

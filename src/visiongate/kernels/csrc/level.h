@@ -56,7 +56,7 @@ struct AttentionCall {
   const void* k;  // (rows, Hkv, D), kv_stride elements apart, or the cache
   const void* v;
   Type kv_type;  // of k, and of the products
-  bool has_int8_scores;  // the products of queries and keys are of int8 (kv_type is bfloat16)
+  bool is_int8;  // all products are of int8 (of pictures; kv_type is bfloat16)
   Type v_type;
   void* out;
   int64_t num_sequences, Hq, Hkv, D, q_stride, kv_stride, v_stride;

@@ -117,6 +117,20 @@ struct Simd {
   }
   static Float to_float(Int a) { return _mm256_cvtepi32_ps(a); }
 
+  static constexpr bool kHasPowers = false;
+  // Writes the nearest whole numbers, at least 0 and at most 255, of four vectors.
+  static void store_bytes(uint8_t* p, const Float (&x)[4]) {
+    const Int first = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+    const Int second = _mm256_packs_epi32(_mm256_cvtps_epi32(x[2]), _mm256_cvtps_epi32(x[3]));
+    const Int order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const Int bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(first, second), order);
+    _mm256_storeu_si256((__m256i*)p, bytes);
+  }
+  static Int add_bytes(Int sums, const uint8_t* p) {
+    const Int pairs = _mm256_maddubs_epi16(load_int(p), _mm256_set1_epi8(1));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+
   static void store_quantized(uint8_t* p, Float scaled) {
     alignas(32) int32_t words[kLanes];
     const Float whole = add(round(scaled), set1(128.0f));

@@ -95,6 +95,35 @@ struct Simd {
   }
   static Float to_float(Int a) { return _mm512_cvtepi32_ps(a); }
 
+  // Writes 255 * 2 ** (-x / 64) of four vectors, after rounding x, as bytes: adds 256ths, which go
+  // to the numbers in an order of their own, and cuts off fractions. The words of `powers` are 256
+  // times that for x from 0 to 63.
+  static constexpr bool kHasPowers = true;
+  static void store_powers(uint8_t* p, const Float (&x)[4], const uint16_t* parts) {
+    alignas(64) static const uint16_t powers[64] = {
+        65280, 64577, 63881, 63193, 62512, 61839, 61173, 60514, 59862, 59217, 58579, 57948, 57324,
+        56707, 56096, 55491, 54894, 54302, 53717, 53139, 52566, 52000, 51440, 50886, 50338, 49796,
+        49259, 48729, 48204, 47684, 47171, 46663, 46160, 45663, 45171, 44684, 44203, 43727, 43256,
+        42790, 42329, 41873, 41422, 40976, 40534, 40098, 39666, 39238, 38816, 38398, 37984, 37575,
+        37170, 36770, 36374, 35982, 35594, 35211, 34831, 34456, 34085, 33718, 33355, 32995,
+    };
+    const Int first = power(_mm512_packs_epi32(whole(x[0]), whole(x[1])), powers, parts);
+    const Int second = power(_mm512_packs_epi32(whole(x[2]), whole(x[3])), powers, parts + 32);
+    const Int order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second)));
+  }
+  static Int whole(Float x) { return _mm512_cvtps_epi32(x); }
+  // Words that are negative stand for x beyond their range.
+  static Int power(Int x, const uint16_t* powers, const uint16_t* parts) {
+    const Int first = _mm512_permutex2var_epi16(load_int(powers), x, load_int(powers + 32));
+    const Int power = _mm512_srlv_epi16(first, _mm512_srli_epi16(x, 6));
+    return _mm512_srli_epi16(_mm512_add_epi16(power, load_int(parts)), 8);
+  }
+  // Adds 64 such bytes, four to a lane.
+  static Int add_bytes(Int sums, const uint8_t* p) {
+    return _mm512_dpbusd_epi32(sums, load_int(p), _mm512_set1_epi8(1));
+  }
+
   // Writes the nearest whole numbers of 16 in [-127, 127], plus 128.
   static void store_quantized(uint8_t* p, Float scaled) {
     const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled));

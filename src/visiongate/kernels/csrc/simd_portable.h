@@ -101,6 +101,19 @@ struct Simd {
   }
   static Float to_float(Int a) { return __builtin_convertvector(a, Float); }
 
+  static constexpr bool kHasPowers = false;
+  // Writes the nearest whole numbers, at least 0 and at most 255, of four vectors.
+  static void store_bytes(uint8_t* p, const Float (&x)[4]) {
+    for (int v = 0; v < 4; ++v) {
+      const Float whole = min(round(x[v]), set1(255.0f));
+      for (int i = 0; i < kLanes; ++i) p[v * kLanes + i] = (uint8_t)(int)whole[i];
+    }
+  }
+  static Int add_bytes(Int sums, const uint8_t* p) {
+    const Int quads = load_int(p);
+    return sums + (quads & 255) + (quads >> 8 & 255) + (quads >> 16 & 255) + (quads >> 24 & 255);
+  }
+
   static void store_quantized(uint8_t* p, Float scaled) {
     const Float whole = add(round(scaled), set1(128.0f));
     for (int i = 0; i < kLanes; ++i) p[i] = (uint8_t)(int)whole[i];

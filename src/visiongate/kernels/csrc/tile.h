@@ -189,21 +189,6 @@ struct Int8Quads {
       add([](const float* sum) { return Simd::load(sum); });
   }
 
-  // The same sums, each times its column's scale, into `out`.
-  template <int Rows, int Vectors>
-  static inline __attribute__((always_inline)) void multiply_scaled(
-      const X* x, int64_t x_row, int64_t x_step, const W* w, int64_t w_step, const int32_t* start,
-      const float* scale, float* out, int64_t out_row, int64_t num_steps) {
-    Simd::Int acc[Rows][Vectors];
-    add_up(x, x_row, x_step, w, w_step, start, num_steps, Nothing(), acc);
-#pragma GCC unroll 6
-    for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v)
-        Simd::store(out + r * out_row + v * Simd::kLanes,
-                    Simd::mul(Simd::to_float(acc[r][v]), Simd::load(scale + v * Simd::kLanes)));
-  }
-
   template <int Rows, int Vectors, class Fetch>
   static inline __attribute__((always_inline)) void add_up(
       const X* x, int64_t x_row, int64_t x_step, const W* w, int64_t w_step, const int32_t* start,
