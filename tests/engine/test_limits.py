@@ -50,6 +50,19 @@ def test_a_prompt_multiplies_by_every_matrix(size: str) -> None:
     assert limits.linear_operations(config, 400, 124) == pytest.approx(expected, rel=1e-12)
 
 
+def test_with_int8_only_a_prompts_attention_takes_the_time_of_bfloat16() -> None:
+    config = config_of("2B")
+    rates = limits.Limits(1.0, {"bfloat16": 1e12, "int8": 2e12})
+    prompt = limits.prompt_attention_operations(config, 800) / 1e12
+    assert prompt == 2 * 28 * 800**2 * 2048 / 1e12
+    slow = limits.first_token_seconds(config, rates, "bfloat16", 3072, 800)
+    fast = limits.first_token_seconds(config, rates, "int8", 3072, 800)
+    assert fast - prompt == pytest.approx((slow - prompt) / 2)
+    assert slow - prompt == pytest.approx(
+        (limits.linear_operations(config, 3072, 800) + 4 * 24 * 3072**2 * 1024) / 1e12
+    )
+
+
 def test_every_precision_has_its_width() -> None:
     """A new precision needs a place in each table."""
     assert set(get_args(Precision)) == {*PRECISIONS, *GPU_PRECISIONS}

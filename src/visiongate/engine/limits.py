@@ -114,11 +114,15 @@ def first_token_seconds(
 ) -> float:
     """The least time to the first token: every product at the device's rate.
 
-    With int8 the linear layers are int8 and attention is bfloat16.
+    With int8 the linear layers and the pictures' attention are int8, the prompt's is bfloat16.
     """
-    attention_rate = _rate(limits, "bfloat16" if precision == "int8" else precision)
-    linear = linear_operations(config, num_patches, num_tokens) / _rate(limits, precision)
-    return linear + attention_operations(config, num_patches, num_tokens) / attention_rate
+    rate = _rate(limits, precision)
+    prompt_rate = _rate(limits, "bfloat16" if precision == "int8" else precision)
+    linear = linear_operations(config, num_patches, num_tokens)
+    pictures = picture_attention_operations(config, num_patches)
+    return (linear + pictures) / rate + prompt_attention_operations(
+        config, num_tokens
+    ) / prompt_rate
 
 
 def _rate(limits: Limits, precision: Precision) -> float:
@@ -141,12 +145,16 @@ def linear_operations(config: ModelConfig, num_patches: int, num_tokens: int) ->
     return 2.0 * (tower + mergers + decoder)
 
 
-def attention_operations(config: ModelConfig, num_patches: int, num_tokens: int) -> float:
-    """The same of attention: all pairs of patches, half of the pairs of tokens."""
-    vision, text = config.vision, config.text
-    tower = 4.0 * vision.depth * num_patches**2 * vision.hidden_size
+def picture_attention_operations(config: ModelConfig, num_patches: int) -> float:
+    """The same of attention within a picture: all pairs of patches."""
+    return 4.0 * config.vision.depth * num_patches**2 * config.vision.hidden_size
+
+
+def prompt_attention_operations(config: ModelConfig, num_tokens: int) -> float:
+    """The same of a prompt's attention: half of the pairs of tokens."""
+    text = config.text
     width = text.num_attention_heads * text.head_dim
-    return tower + 2.0 * text.num_hidden_layers * num_tokens**2 * width
+    return 2.0 * text.num_hidden_layers * num_tokens**2 * width
 
 
 def text_layer_weights(text: TextConfig) -> int:
