@@ -18,7 +18,6 @@
 namespace visiongate {
 namespace {
 
-constexpr float kRoom = 8;  // probabilities may reach 2 ** kRoom
 constexpr int64_t kBlockNumbers = 96 << 10;  // queries of a task, rows times D: half a cache
 
 // Products of the cache's type: float32 keys and values, or bfloat16 ones in pairs.
@@ -53,38 +52,13 @@ void pack_rows(int64_t num_steps, uint32_t* panels, const Row& row) {
   }
 }
 
-// Products of queries and keys in the caches' type. Keys [begin, begin + count) lie in panels of 64;
-// words along D are the steps.
+// Keys [begin, begin + count) in panels of 64; words along D are the steps.
 template <class T>
-struct PlainScores {
-  using Product = typename ProductOf<T>::Type;
-  using Number = T;  // of queries and keys
-  T* panels;
-
-  static int64_t num_bytes(int64_t D) { return kKeys * D * sizeof(T); }
-  void take(char* memory, int64_t) { panels = (T*)memory; }
-  void begin(const Keys&, int64_t) {}
-
-  void pack(const Keys& keys, int64_t begin, int64_t count) {
-    pack_rows(keys.call.D * sizeof(T) / 4, (uint32_t*)panels, [&](int64_t key) {
-      return key < count ? (const uint32_t*)keys.key<T>(begin + key) : nullptr;
-    });
-  }
-
-  // Writes a query as `one`; returns what its scores are to be multiplied by.
-  template <class X>
-  float read_query(const X* x, int64_t D, T* one) const {
-    for (int64_t d = 0; d < D; d += Simd::kLanes) Simd::store(one + d, load_part(x + d, D - d));
-    return 1;
-  }
-
-  template <int kRows>
-  void multiply(const T* q, int64_t D, int64_t panel, float* scores) const {
-    multiply_columns<Product, kRows, Product::kUnit, kRows * Product::kUnit, true>(
-        q, panels + panel * kPanel * D, kPanel * Product::kUnit, scores + panel * kPanel, kKeys,
-        kPanel, D / Product::kUnit, Nothing());
-  }
-};
+void pack_keys(const Keys& keys, int64_t begin, int64_t count, T* panels) {
+  pack_rows(keys.call.D * sizeof(T) / 4, (uint32_t*)panels, [&](int64_t key) {
+    return key < count ? (const uint32_t*)keys.key<T>(begin + key) : nullptr;
+  });
+}
 
 // Values of the same keys: key after key, each (padded D); of bfloat16, two keys interleaved.
 inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t padded_D,
@@ -121,7 +95,6 @@ inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t 
 // The running state of one query row.
 struct RowState {
   float shift = -1e30f;  // of scores times the factor
-  float factor = 0;      // of scores, so that they are exponents of two
   float sums[Simd::kLanes] = {};  // of the probabilities, lane by lane
 };
 
@@ -159,9 +132,9 @@ inline __attribute__((always_inline)) Simd::Float highest_scores(const float* sc
 template <bool kIsWhole, class T>
 inline __attribute__((always_inline)) void soften(const float* scores, T* probabilities,
                                                   int64_t count, int64_t num_visible,
-                                                  RowState& row) {
+                                                  float scale, RowState& row) {
   constexpr int kDegree = sizeof(T) == 4 ? 5 : 3;  // bfloat16 probabilities need fewer terms
-  const Simd::Float shift = Simd::set1(-row.shift), factor = Simd::set1(row.factor);
+  const Simd::Float shift = Simd::set1(-row.shift), factor = Simd::set1(scale);
   Simd::Float total = Simd::load(row.sums);
 #pragma GCC unroll 4
   for (int64_t first = 0; first < count; first += 2 * Simd::kLanes) {
@@ -186,12 +159,11 @@ inline float exp2_of(float x) {
   return lanes[0];
 }
 
-// One item of work: rows of one sequence under one key head, and their running state. T is the type
-// of probabilities and values.
-template <class T, class Scores>
+// One item of work: rows of one sequence under one key head, and their running state. T is the
+// caches' type, and that of queries and probabilities, too.
+template <class T>
 struct AttentionTask {
   using Product = typename ProductOf<T>::Type;
-  using Number = typename Scores::Number;
   static constexpr int kUnit = Product::kUnit;
 
   const AttentionCall& call;
@@ -200,8 +172,9 @@ struct AttentionTask {
   int64_t first_position;           // of first_token in its sequence
   int64_t num_keys;                 // visible to the last token
   int64_t group, padded_D;
-  Scores keys_of_block;
-  Number* q;         // tiles of 6 rows, interleaved step by step as in linear.h
+  float factor;      // of scores, so that they are exponents of two
+  T* q;              // tiles of 6 rows, interleaved step by step as in linear.h
+  T* panels;         // (4, D, 64), the keys
   T* values;         // (256, padded D)
   float* sums;       // (rows, padded D)
   RowState* states;  // (rows)
@@ -218,8 +191,8 @@ struct AttentionTask {
   void take_memory() {
     const int64_t rows = num_rows(), D = call.D;
     const int64_t sizes[] = {
-        rows * D * (int64_t)sizeof(Number),
-        Scores::num_bytes(D),
+        rows * D * (int64_t)sizeof(T),
+        kKeys * D * (int64_t)sizeof(T),
         kKeys * padded_D * (int64_t)sizeof(T),
         rows * padded_D * 4,
         rows * (int64_t)sizeof(RowState),
@@ -228,8 +201,8 @@ struct AttentionTask {
     };
     char* parts[7];
     scratch_parts(kAttention, sizes, parts);
-    q = (Number*)parts[0];
-    keys_of_block.take(parts[1], D);
+    q = (T*)parts[0];
+    panels = (T*)parts[1];
     values = (T*)parts[2];
     sums = (float*)parts[3];
     states = (RowState*)parts[4];
@@ -238,15 +211,15 @@ struct AttentionTask {
   }
 
   void read_queries() {
-    const int64_t D = call.D, num_words = D * sizeof(Number) / 4;
-    Number* one = (Number*)scratch(kRow, round_up(D, Simd::kLanes) * sizeof(Number));
+    const int64_t D = call.D, num_words = D * sizeof(T) / 4;
+    T* one = (T*)scratch(kRow, round_up(D, Simd::kLanes) * sizeof(T));
     memset(sums, 0, num_rows() * padded_D * sizeof(float));
     with_type(call.q_type, call.q, [&](auto* from) {
       for (int64_t row = 0; row < num_rows(); ++row) {
         const int64_t token = first_token + row / group, head = keys.head * group + row % group;
         const auto* x = from + token * call.q_stride + head * D;
         states[row] = RowState();
-        states[row].factor = call.scale * 1.44269504f * keys_of_block.read_query(x, D, one);
+        for (int64_t d = 0; d < D; d += Simd::kLanes) Simd::store(one + d, load_part(x + d, D - d));
         const int64_t first = row / kMaxRows * kMaxRows;
         interleave<uint32_t>(one, q + first * D, row - first,
                              smaller(kMaxRows, num_rows() - first), num_words);
@@ -261,7 +234,9 @@ struct AttentionTask {
     count = smaller(count, visible(first_row + kRows - 1) - begin);
     const int64_t num_panels = (count + kPanel - 1) / kPanel;
     for (int64_t panel = 0; panel < num_panels; ++panel)
-      keys_of_block.template multiply<kRows>(q + first_row * call.D, call.D, panel, scores);
+      multiply_columns<Product, kRows, kUnit, kRows * kUnit, true>(
+          q + first_row * call.D, panels + panel * kPanel * call.D, kPanel * kUnit,
+          scores + panel * kPanel, kKeys, kPanel, call.D / kUnit, Nothing());
     if (visible(first_row) - begin >= kKeys && count == kKeys)
       soften_tile<kRows, true>(first_row, begin, kKeys, kKeys);
     else
@@ -282,7 +257,7 @@ struct AttentionTask {
     for (int r = 0; r < kRows; ++r) {
       num_visible[r] = kIsWhole ? kKeys : smaller(count, visible(first_row + r) - begin);
       highest[r] = Simd::mul(
-          Simd::set1(states[first_row + r].factor),
+          Simd::set1(factor),
           highest_scores<kIsWhole>(scores + r * kKeys, padded_count, num_visible[r]));
     }
 #pragma GCC unroll 6
@@ -294,7 +269,7 @@ struct AttentionTask {
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r)
       soften<kIsWhole>(scores + r * kKeys, softened + r * kKeys, padded_count, num_visible[r],
-                       states[first_row + r]);
+                       factor, states[first_row + r]);
   }
 
   __attribute__((noinline)) void move_shift(int64_t row, float shift) {
@@ -324,10 +299,9 @@ struct AttentionTask {
 
   void attend_block(int64_t begin) {
     const int64_t count = smaller(kKeys, num_keys - begin);
-    if constexpr (sizeof(Number) > 1)
-      if (reads_in_place<Number>(call, num_rows()))
-        return with_rows(num_rows(), [&](auto n) { attend_few<decltype(n)::value>(begin, count); });
-    keys_of_block.pack(keys, begin, count);
+    if (reads_in_place<T>(call, num_rows()))
+      return with_rows(num_rows(), [&](auto n) { attend_few<decltype(n)::value>(begin, count); });
+    pack_keys(keys, begin, count, panels);
     pack_values(keys, begin, count, padded_D, values);
     for (int64_t row = 0; row < num_rows(); row += kMaxRows) {
       const int64_t rows = smaller(kMaxRows, num_rows() - row);
@@ -352,13 +326,12 @@ struct AttentionTask {
   void run() {
     take_memory();
     read_queries();
-    keys_of_block.begin(keys, num_keys);
     for (int64_t begin = 0; begin < num_keys; begin += kKeys) attend_block(begin);
     write_rows();
   }
 };
 
-template <class T, class Scores>
+template <class T>
 void attention_as(const AttentionCall& call) {
   const int64_t group = call.Hq / call.Hkv;
   // Few enough rows that every thread gets some tasks, if there are as many.
@@ -378,12 +351,13 @@ void attention_as(const AttentionCall& call) {
     const int64_t num_before = call.lengths ? call.lengths[b] - num_rows : 0;
     const int64_t begin = num_rows * block / blocks_of(b);
     const int64_t end = num_rows * (block + 1) / blocks_of(b);
-    AttentionTask<T, Scores> task{call, Keys{call, b, head, call.bounds[b]}};
+    AttentionTask<T> task{call, Keys{call, b, head, call.bounds[b]}};
     task.first_token = call.bounds[b] + begin;
     task.num_tokens = end - begin;
     task.first_position = num_before + begin;
     task.num_keys = call.is_causal ? num_before + end : num_rows;
     task.group = group;
+    task.factor = call.scale * 1.44269504f;
     task.padded_D = round_up(call.D, Simd::kLanes);
     task.run();
   });
@@ -391,8 +365,8 @@ void attention_as(const AttentionCall& call) {
 
 inline void attention(const AttentionCall& call) {
   if (call.is_int8) return attention_int8(call);
-  if (call.kv_type == kFloat32) return attention_as<float, PlainScores<float>>(call);
-  attention_as<uint16_t, PlainScores<uint16_t>>(call);
+  if (call.kv_type == kFloat32) return attention_as<float>(call);
+  attention_as<uint16_t>(call);
 }
 
 }  // namespace

@@ -19,7 +19,6 @@ namespace visiongate {
 namespace {
 
 constexpr int64_t kTaskRows = 96;  // queries of a task: as many share a block in the cache
-constexpr float kShiftRoom = 8;    // weights of blocks may reach 2 ** kShiftRoom
 
 // Whole sums before the first key.
 alignas(64) const int32_t kNoKeys[Simd::kTileVectors * Simd::kLanes] = {};
@@ -28,10 +27,10 @@ alignas(64) const int32_t kNoKeys[Simd::kTileVectors * Simd::kLanes] = {};
 // block: all of 0 to 255, spread so that neighbours differ. Rounding to the nearest would lose the
 // many small ones beside a large one.
 struct Dither {
-  alignas(64) uint16_t parts[kBlockKeys] = {};
-  alignas(64) float beyond_half[kBlockKeys] = {};
+  alignas(64) uint16_t parts[kKeys] = {};
+  alignas(64) float beyond_half[kKeys] = {};
   constexpr Dither() {
-    for (int64_t key = 0; key < kBlockKeys; ++key) {
+    for (int64_t key = 0; key < kKeys; ++key) {
       parts[key] = (uint16_t)(key * 159 % 256);
       beyond_half[key] = ((float)parts[key] + 0.5f) / 256 - 0.5f;
     }
@@ -82,8 +81,8 @@ struct RowsTask {
         num_rows * head.D,
         num_rows * head.padded_D * 4,
         num_tiles * (int64_t)sizeof(Tile),
-        kMaxRows * kBlockKeys * 4,
-        kMaxRows * kBlockKeys,
+        kMaxRows * kKeys * 4,
+        kMaxRows * kKeys,
     };
     char* parts[5];
     scratch_parts(kAttention, sizes, parts);
@@ -119,7 +118,7 @@ struct RowsTask {
     Simd::Float tops[kRows];
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r) tops[r] = Simd::set1(-3e38f);
-    for (int64_t column = 0; column < kBlockKeys; column += kVectors * Simd::kLanes) {
+    for (int64_t column = 0; column < kKeys; column += kVectors * Simd::kLanes) {
       Simd::Int whole[kRows][kVectors];
       Int8Quads::add_up(x, 4, kRows * 4,
                         block.keys + column / kPanel * kPanel * head.D + column % kPanel * 4,
@@ -131,7 +130,7 @@ struct RowsTask {
           const int64_t key = column + v * Simd::kLanes;
           const Simd::Float score =
               Simd::mul(Simd::to_float(whole[r][v]), Simd::load(block.key_scale + key));
-          Simd::store(scores + r * kBlockKeys + key, score);
+          Simd::store(scores + r * kKeys + key, score);
           tops[r] = Simd::max(tops[r], score);
         }
     }
@@ -153,8 +152,8 @@ struct RowsTask {
                                                         const float* weights, float* tile_sums,
                                                         int64_t column) const {
     Simd::Int whole[kRows][kVectors];
-    Int8Quads::add_up(probabilities, kBlockKeys, 4, block.values + column * 4, head.padded_D * 4,
-                      kNoKeys, kBlockKeys / 4, Nothing(), whole);
+    Int8Quads::add_up(probabilities, kKeys, 4, block.values + column * 4, head.padded_D * 4,
+                      kNoKeys, kKeys / 4, Nothing(), whole);
     tile_sums += column;
 #pragma GCC unroll 6
     for (int r = 0; r < kRows; ++r, tile_sums += head.padded_D) {
@@ -173,11 +172,11 @@ struct RowsTask {
   inline __attribute__((always_inline)) void soften(int r, float factor, float highest,
                                                     float weight, float* totals) {
     const Simd::Float slope = Simd::set1(-64 * factor), base = Simd::set1(64 * factor * highest);
-    const float* row = scores + r * kBlockKeys;
-    uint8_t* to = probabilities + r * kBlockKeys;
+    const float* row = scores + r * kKeys;
+    uint8_t* to = probabilities + r * kKeys;
     Simd::Int total = Simd::load_int(kNoKeys);
 #pragma GCC unroll 4
-    for (int64_t key = 0; key < kBlockKeys; key += 4 * Simd::kLanes) {
+    for (int64_t key = 0; key < kKeys; key += 4 * Simd::kLanes) {
       Simd::Float x[4];
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v)
@@ -197,7 +196,7 @@ struct RowsTask {
     multiply_keys<kRows>(queries + first_row * head.D, block, highest);
     for (int r = 0; r < kRows; ++r) {
       const float top = highest[r] * tile.factor[r];
-      if (__builtin_expect(top > tile.shift[r] + kShiftRoom, false))
+      if (__builtin_expect(top > tile.shift[r] + kRoom, false))
         move_shift(tile, r, top, tile_sums + r * head.padded_D);
     }
     for (int r = 0; r < kStates; r += Simd::kLanes) {
@@ -234,8 +233,8 @@ struct RowsTask {
   void run() {
     take_memory();
     read_queries();
-    for (int64_t begin = 0; begin < num_keys; begin += kBlockKeys) {
-      const PackedHead::Block block = head.block(begin / kBlockKeys);
+    for (int64_t begin = 0; begin < num_keys; begin += kKeys) {
+      const PackedHead::Block block = head.block(begin / kKeys);
       for (int64_t row = 0; row < num_rows; row += kMaxRows)
         with_rows(smaller(kMaxRows, num_rows - row),
                   [&](auto n) { attend_tile<decltype(n)::value>(row, block); });

@@ -6,6 +6,7 @@ namespace visiongate {
 namespace {
 
 constexpr int kKeys = 256;  // keys of a block of attention: four panels
+constexpr float kRoom = 8;  // probabilities may reach 2 ** kRoom
 
 // Those of one sequence and one key head.
 struct Keys {

@@ -5,12 +5,11 @@
 // Values go without their mean, too, which is added to the results; of a block of 256 keys, each of
 // their D numbers has a scale. What they lose by rounding is added to the mean, so that it is exact.
 #pragma once
+#include "keys.h"
 #include "packing.h"
 
 namespace visiongate {
 namespace {
-
-constexpr int64_t kBlockKeys = 256;
 
 // One head's keys and values of one picture, packed, in memory that `num_bytes` measures.
 struct PackedHead {
@@ -32,19 +31,19 @@ struct PackedHead {
 
   static int64_t block_bytes(int64_t D) {
     const int64_t padded_D = round_up(D, Simd::kLanes);
-    return kBlockKeys * (D + padded_D + 8) + padded_D * 4;
+    return kKeys * (D + padded_D + 8) + padded_D * 4;
   }
   static int64_t num_bytes(int64_t D, int64_t num_keys) {
-    const int64_t num_blocks = (num_keys + kBlockKeys - 1) / kBlockKeys;
+    const int64_t num_blocks = (num_keys + kKeys - 1) / kKeys;
     return round_up(round_up(D, Simd::kLanes) * 4 + num_blocks * block_bytes(D), 64);
   }
 
   Block block(int64_t index) const {
     int8_t* keys = (int8_t*)blocks + index * block_bytes(D);
-    int8_t* values = keys + kBlockKeys * D;
-    int32_t* start = (int32_t*)(values + kBlockKeys * padded_D);
-    float* key_scale = (float*)(start + kBlockKeys);
-    return {keys, values, start, key_scale, key_scale + kBlockKeys};
+    int8_t* values = keys + kKeys * D;
+    int32_t* start = (int32_t*)(values + kKeys * padded_D);
+    float* key_scale = (float*)(start + kKeys);
+    return {keys, values, start, key_scale, key_scale + kKeys};
   }
 };
 
@@ -64,7 +63,7 @@ struct Packing {
   void take_memory() {
     const int64_t row_bytes = head.padded_D * 4;
     const int64_t sizes[] = {row_bytes, row_bytes, row_bytes, row_bytes,
-                             kBlockKeys * head.padded_D};
+                             kKeys * head.padded_D};
     char* parts[5];
     scratch_parts(kAttention, sizes, parts);
     key_mean = (float*)parts[0];
@@ -118,11 +117,11 @@ struct Packing {
       block.key_scale[key] = quantize_weights(row, rows + key * D, D);
       block.start[key] = -128 * sum_of(rows + key * D, D);
     }
-    for (int64_t key = count; key < kBlockKeys; ++key) {  // scores of missing keys: -3e37
+    for (int64_t key = count; key < kKeys; ++key) {  // scores of missing keys: -3e37
       block.key_scale[key] = 3e28f;
       block.start[key] = -1000000000;
     }
-    for (int64_t first = 0; first < kBlockKeys; first += kPanel)
+    for (int64_t first = 0; first < kKeys; first += kPanel)
       pack_panel((const char*)rows + first * D, D, smaller(kPanel, count - first), D,
                  (uint32_t*)block.keys + first * D / 4);
   }
@@ -167,9 +166,9 @@ struct Packing {
   void run() {
     take_memory();
     find_means();
-    for (int64_t begin = 0; begin < num_keys; begin += kBlockKeys) {
-      const PackedHead::Block block = head.block(begin / kBlockKeys);
-      const int64_t count = smaller(kBlockKeys, num_keys - begin);
+    for (int64_t begin = 0; begin < num_keys; begin += kKeys) {
+      const PackedHead::Block block = head.block(begin / kKeys);
+      const int64_t count = smaller(kKeys, num_keys - begin);
       pack_keys(block, begin, count);
       scale_values(block, begin, count);
       pack_values(block, begin, count);
