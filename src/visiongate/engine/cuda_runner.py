@@ -36,7 +36,14 @@ from visiongate.engine.scheduler import Chunk, prompt_part
 from visiongate.engine.sequence import Sequence
 from visiongate.kernels.cuda import ops
 from visiongate.model.card_limits import CHUNK_TOKENS
-from visiongate.model.cuda import CudaQwen3VL, DecodeState, PromptInputs, PromptState
+from visiongate.model.cuda import (
+    DRAW_WORDS,
+    HOST_WORDS,
+    CudaQwen3VL,
+    DecodeState,
+    PromptInputs,
+    PromptState,
+)
 from visiongate.model.inputs import KVPool, VisionFeatures
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64)
@@ -127,8 +134,9 @@ class CudaRunner(Runner):
         self._graph_memory: Any = None
         self._side: torch.cuda.Stream | None = None
         self._last_tables: dict[int, list[list[int]]] = {}
+        num_words = max_rows * (HOST_WORDS + self._num_blocks)
         self._stages = itertools.cycle(
-            [self._host(max_rows * (17 + self._num_blocks), torch.int32) for _ in range(_IN_FLIGHT)]
+            [self._host(num_words, torch.int32) for _ in range(_IN_FLIGHT)]
         )
         self._draw_space = ops.DrawSpace(max_rows, self.device)
         self._argmax = ops.ArgmaxSpace(1, self.device)
@@ -246,10 +254,10 @@ class CudaRunner(Runner):
     ) -> None:
         """Puts tokens, places, draws and tables of the rows where the graph reads them."""
         stage = next(self._stages)
-        host = stage.numpy()
-        draws = host[: 12 * size].view(np.float64).reshape(size, 6)
+        host, end = stage.numpy(), HOST_WORDS * size
+        draws = host[: DRAW_WORDS * size].view(np.float64).reshape(size, 6)
         draws[:] = 0
-        inputs = host[12 * size : 17 * size].reshape(5, size)
+        inputs = host[DRAW_WORDS * size : end].reshape(5, size)
         inputs[:] = 0
         inputs[1] = -1
         rows: list[tuple[int, int, int, int, int]] = []
@@ -266,16 +274,16 @@ class CudaRunner(Runner):
             part += ops.num_parts(place + 1)
         inputs[:, : len(rows)] = np.asarray(rows, dtype=np.int32).T
         inputs[4, len(rows) :] = np.arange(part, part + size - len(rows))
-        state.host.copy_(stage[: 17 * size], non_blocking=True)
+        state.host.copy_(stage[:end], non_blocking=True)
         tables = [chunk.sequence.block_table for chunk in chunks]
         if self._last_tables.get(size) != tables:
             self._last_tables[size] = [list(table) for table in tables]
             width = max(map(len, tables))
-            padded = host[17 * size : (17 + width) * size].reshape(size, width)
+            padded = host[end : end + width * size].reshape(size, width)
             padded[:] = self.scratch_block
             for row, table in enumerate(tables):
                 padded[row, : len(table)] = table
-            staged = stage[17 * size : (17 + width) * size].to(self.device, non_blocking=True)
+            staged = stage[end : end + width * size].to(self.device, non_blocking=True)
             state.tables[:, :width].copy_(staged.view(size, width))
 
     def _state(self, size: int) -> DecodeState:

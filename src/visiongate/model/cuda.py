@@ -40,6 +40,12 @@ MatrixT = TypeVar("MatrixT", Tensor, Matrix8)
 ArrayT = TypeVar("ArrayT", Tensor, "np.ndarray[Any, Any]")
 Linear = stream.StreamLinear | weight8.Linear8
 
+DRAW_WORDS = 12
+"""Words of a row of `DecodeState.draws`: six float64."""
+
+HOST_WORDS = DRAW_WORDS + 5
+"""Words of a row of `DecodeState.host`: those, then those of `inputs`."""
+
 
 @dataclass(slots=True, eq=False)
 class DecoderLayer(Generic[MatrixT]):
@@ -226,7 +232,7 @@ class DecodeState:
     """The tensors of a decode step for B rows; fixed addresses, so that a graph can hold them.
 
     Attributes:
-        host: int32 (17 B,): `draws` and `inputs`, so that both come by one copy.
+        host: int32 (HOST_WORDS B,): `draws` and `inputs`, so that both come by one copy.
         draws: float64 (B, 6), what `ops.draw_rows` reads.
         inputs: int32 (5, B): token, row of `drawn` to take it from (or -1), place, rotary
             position, first part in the attention's work space.
@@ -379,11 +385,11 @@ class CudaDecoder:
         def ints(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=self.device)
 
-        host = ints(17 * B)
+        host = ints(HOST_WORDS * B)
         return DecodeState(
             host=host,
-            draws=host[: 12 * B].view(torch.float64).view(B, 6),
-            inputs=host[12 * B :].view(5, B),
+            draws=host[: DRAW_WORDS * B].view(torch.float64).view(B, 6),
+            inputs=host[DRAW_WORDS * B :].view(5, B),
             tables=ints(B, num_blocks),
             residual=torch.zeros(B, C, device=self.device),
             normed=self._empty(B, C),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visiongate import kernels
+from visiongate.kernels import reference
 from visiongate.model.attention import attend
 from visiongate.model.config import TextConfig
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
@@ -63,9 +64,7 @@ class TextAttention(nn.Module):
         else:
             q = rotate(self.q_norm(q), cos, sin)  # (T, H, D); normed per head, then turned
             k = rotate(self.k_norm(k), cos, sin)
-            slots, size = batch.slot_mapping, pool.block_size
-            keys[slots // size, :, slots % size] = k.to(keys.dtype)
-            values[slots // size, :, slots % size] = v.to(values.dtype)
+            reference.store_kv(k, v, keys, values, batch.slot_mapping)
         out = attend(q, keys, values, batch, scale=self.head_dim**-0.5)
         return self.o_proj.add_to(stream, out.reshape(x.shape[0], -1))
 

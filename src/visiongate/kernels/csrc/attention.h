@@ -151,14 +151,6 @@ inline __attribute__((always_inline)) void soften(const float* scores, T* probab
   Simd::store(row.sums, total);
 }
 
-// 2 ** x of one number.
-template <int Degree>
-inline float exp2_of(float x) {
-  float lanes[Simd::kLanes];
-  Simd::store(lanes, exp2<Degree>(Simd::set1(x)));
-  return lanes[0];
-}
-
 // One item of work: rows of one sequence under one key head, and their running state. T is the
 // caches' type, and that of queries and probabilities, too.
 template <class T>
@@ -237,13 +229,18 @@ struct AttentionTask {
       multiply_columns<Product, kRows, kUnit, kRows * kUnit, true>(
           q + first_row * call.D, panels + panel * kPanel * call.D, kPanel * kUnit,
           scores + panel * kPanel, kKeys, kPanel, call.D / kUnit, Nothing());
+    soften_block<kRows>(first_row, begin, count);
+    multiply_columns<Product, kRows, kKeys, kUnit, false>(
+        softened, values, padded_D * kUnit, sums + first_row * padded_D, padded_D, padded_D,
+        (count + kUnit - 1) / kUnit, Nothing());
+  }
+
+  template <int kRows>
+  void soften_block(int64_t first_row, int64_t begin, int64_t count) {
     if (visible(first_row) - begin >= kKeys && count == kKeys)
       soften_tile<kRows, true>(first_row, begin, kKeys, kKeys);
     else
       soften_tile<kRows, false>(first_row, begin, count, round_up(count, 2 * Simd::kLanes));
-    multiply_columns<Product, kRows, kKeys, kUnit, false>(
-        softened, values, padded_D * kUnit, sums + first_row * padded_D, padded_D, padded_D,
-        (count + kUnit - 1) / kUnit, Nothing());
   }
 
   // Scores to probabilities. Each stage is done for all rows before the next begins, because a
@@ -290,10 +287,7 @@ struct AttentionTask {
   void attend_few(int64_t begin, int64_t count) {
     const Reading<T> reading{keys, begin, begin + count, num_keys};
     score_rows<kRows>(reading, q, call.D, scores);
-    if (visible(0) - begin >= kKeys && count == kKeys)
-      soften_tile<kRows, true>(0, begin, kKeys, kKeys);
-    else
-      soften_tile<kRows, false>(0, begin, count, round_up(count, 2 * Simd::kLanes));
+    soften_block<kRows>(0, begin, count);
     add_values<kRows>(reading, softened, call.D, sums, values);
   }
 

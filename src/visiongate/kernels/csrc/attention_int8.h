@@ -209,9 +209,7 @@ struct RowsTask {
   }
 
   __attribute__((noinline)) void move_shift(Tile& tile, int r, float shift, float* row) const {
-    float lanes[Simd::kLanes];
-    Simd::store(lanes, exp2<5>(Simd::set1(tile.shift[r] - shift)));
-    const Simd::Float keep = Simd::set1(lanes[0]);
+    const Simd::Float keep = Simd::set1(exp2_of<5>(tile.shift[r] - shift));
     tile.shift[r] = shift;
     Simd::store(tile.totals[r], Simd::mul(Simd::load(tile.totals[r]), keep));
     for (int64_t d = 0; d < head.padded_D; d += Simd::kLanes)

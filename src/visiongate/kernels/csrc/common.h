@@ -135,6 +135,14 @@ inline __attribute__((always_inline)) Simd::Float exp2(Simd::Float x) {
   return Simd::times_power(p, n);
 }
 
+// 2 ** x of one number.
+template <int Degree>
+inline float exp2_of(float x) {
+  float lanes[Simd::kLanes];
+  Simd::store(lanes, exp2<Degree>(Simd::set1(x)));
+  return lanes[0];
+}
+
 // x / (1 + exp(-a)).
 inline Simd::Float sigmoid_times(Simd::Float x, Simd::Float a) {
   const Simd::Float power = Simd::mul(a, Simd::set1(-1.44269504f));
