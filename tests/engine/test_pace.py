@@ -90,6 +90,17 @@ def test_on_the_cpu_a_step_with_a_prompt_does_nothing_for_pictures_while_answers
         assert found == wanted
 
 
+def test_on_the_cpu_a_prompt_costs_what_it_takes_beyond_the_answers_of_its_step() -> None:
+    pace = Pace(EngineSettings(slice_seconds=0.5), is_beside=False)
+    pace.note(0.1, 0)
+    pace.note(0.1 + 100 * 0.004, 100)
+    assert pace.prompt_tokens(STREAMING) == 125
+    pace.forget()
+    pace.note(10.0, 0)  # a step of answers that something held up
+    pace.note(0.4, 100)
+    assert pace.prompt_tokens(STREAMING) == 250  # half of it is the prompt's at least
+
+
 @pytest.mark.parametrize("is_beside", [False, True])
 def test_slices_are_short_beside_another_key(is_beside: bool) -> None:
     pace = Pace(EngineSettings(slice_seconds=0.3), is_beside=is_beside)

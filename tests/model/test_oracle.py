@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -18,7 +20,7 @@ from visiongate import kernels
 from visiongate.model.config import ModelConfig
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
 from visiongate.model.qwen3vl import Qwen3VL
-from visiongate.model.vision import position_tables, to_patches
+from visiongate.model.vision import VisionTower, position_tables, to_patches
 from visiongate.model.weights import load_model
 
 BLOCK_SIZE = 16
@@ -263,6 +265,20 @@ def test_slices_of_the_tower_give_the_same_bits(pair: Pair) -> None:
     for one, other in zip(whole, tower.finish(encoding), strict=True):
         assert torch.equal(one.embeddings, other.embeddings)
         assert all(map(torch.equal, one.deepstack, other.deepstack))
+
+
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_a_stages_work_is_what_plain_torch_multiplies(name: str, tmp_path: Path) -> None:
+    config = ModelConfig.from_pretrained(make_checkpoint(tmp_path, name, seed=1)).vision
+    _, patches = make_prompt([(8, 6)], seed=5)
+    tower = VisionTower(config)
+    encoding = tower.begin(patches, [(8, 6)])
+    for stage in range(tower.num_stages):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            tower.advance(encoding, 1)
+            if stage == tower.num_stages - 1:
+                tower.finish(encoding)
+        assert counter.get_total_flops() == 2 * tower.stage_work(stage, 48)
 
 
 @torch.inference_mode()

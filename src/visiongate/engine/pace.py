@@ -42,7 +42,7 @@ class Pace:
 
     def forget(self) -> None:
         """Starts anew, after a warm-up."""
-        self._seconds_per_token = 0.0  # of prompts
+        self._seconds_per_token = 0.0  # of prompts; on the CPU beyond what answers alone take
         self._step_seconds = 0.0
         self._answers_seconds = 0.0  # of a step that only continues answers
 
@@ -52,6 +52,8 @@ class Pace:
         if num_prompt_tokens < 16:
             self._answers_seconds = seconds
             return False
+        if not self.is_beside:  # the weights' way through the caches serves answers, too
+            seconds = max(seconds - self._answers_seconds, seconds / 2)
         new, old = seconds / num_prompt_tokens, self._seconds_per_token
         self._seconds_per_token = new if not old else 0.7 * old + 0.3 * new
         return True

@@ -237,7 +237,7 @@ class ImageEncoder:
         self.jobs: dict[tuple[bytes, bytes], EncodeJob] = {}
         self.patches_encoded = 0
         self.seconds = 0.0
-        self._seconds_per_patch_stage = 0.0
+        self._seconds_per_work = 0.0
         self._clock = Stopwatch(device)
 
     def want(self, key: tuple[bytes, bytes], sequence: Sequence, index: int) -> None:
@@ -261,34 +261,50 @@ class ImageEncoder:
     @torch.inference_mode()
     def advance(self, job: EncodeJob, seconds: float) -> VisionFeatures | None:
         """Works on a picture for about `seconds`; gives its features when it is done."""
-        for spent, num_units in self._clock.laps():
-            self._learn(spent / num_units)
+        self._learn()
         self._clock.start()
-        tower = self.tower
+        start, tower = time.perf_counter(), self.tower
         if job.encoding is None:
             config = self.model.config.vision
             pixels = self._upload(job.image.pixels)
             grid = job.image.grid_thw[1:]
             job.encoding = tower.begin(to_patches(pixels, config), [grid])
-        num_patches = job.image.grid_thw[1] * job.image.grid_thw[2]
-        before = job.encoding.num_done
-        tower.advance(job.encoding, self._stages_for(seconds, num_patches))
-        done = job.encoding.num_done - before
+        work = self._run_stages(job.encoding, start, seconds)
         features = None
         if job.encoding.num_done == tower.num_stages:
             features = tower.finish(job.encoding)[0]
             job.encoding = None
             if self.device.type == "cpu":
                 trim_heap()  # the prompt wants nothing of what the picture took
-            self.patches_encoded += num_patches
+            self.patches_encoded += job.image.grid_thw[1] * job.image.grid_thw[2]
             del self.jobs[job.key]
-        self._clock.stop(num_patches * done)
-        for spent, num_units in self._clock.laps():
-            self._learn(spent / num_units)
-        seconds = self._seconds_per_patch_stage * num_patches * done
+        self._clock.stop(work)
+        self._learn()
+        seconds = self._seconds_per_work * work
         job.seconds += seconds
         self.seconds += seconds
         return features
+
+    def _run_stages(self, encoding: Encoding, start: float, seconds: float) -> int:
+        """Runs stages until the next would end later than `seconds` after `start`, at least one.
+
+        The CPU's clock is looked at before each; how far a GPU is, is only guessed. Returns the
+        work that was done.
+        """
+        tower, done, spent = self.tower, 0, 0.0
+        while encoding.num_done < tower.num_stages:
+            work = tower.stage_work(encoding.num_done, encoding.lengths[0])
+            if done and (
+                not self._seconds_per_work or spent + work * self._seconds_per_work > seconds
+            ):
+                break
+            tower.advance(encoding, 1)
+            done += work
+            if self.device.type == "cpu":
+                spent = time.perf_counter() - start
+            else:
+                spent = done * self._seconds_per_work
+        return done
 
     def _upload(self, pixels: np.ndarray) -> Tensor:
         """The picture's bytes on the device; on a GPU their way there overlaps with its work."""
@@ -298,11 +314,7 @@ class ImageEncoder:
         np.copyto(pinned.numpy(), pixels)
         return pinned.to(self.device, non_blocking=True)
 
-    def _stages_for(self, seconds: float, num_patches: int) -> int:
-        per_stage = self._seconds_per_patch_stage * num_patches
-        return max(1, int(seconds / per_stage)) if per_stage else 1
-
-    def _learn(self, seconds_per_patch_stage: float) -> None:
-        old = self._seconds_per_patch_stage
-        new = seconds_per_patch_stage
-        self._seconds_per_patch_stage = new if not old else 0.7 * old + 0.3 * new
+    def _learn(self) -> None:
+        for seconds, work in self._clock.laps():
+            old, new = self._seconds_per_work, seconds / work
+            self._seconds_per_work = new if not old else 0.7 * old + 0.3 * new

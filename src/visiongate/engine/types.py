@@ -278,7 +278,7 @@ class EngineSettings:
     cache_tokens: int = 16384
     block_size: int = 16
     feature_cache_bytes: int = 256 * 1024 * 1024
-    slice_seconds: float = 0.45
+    slice_seconds: float = 0.7
     drafts: bool = True
     use_onnx_runtime: bool = False
     chunk_tokens: int = 0

@@ -34,7 +34,7 @@ from visiongate.model.card_limits import CHUNK_TOKENS, NUM_PICTURE_STATES, NUM_P
 from visiongate.model.config import ModelConfig, VisionConfig
 from visiongate.model.inputs import KVPool, VisionFeatures
 from visiongate.model.layers import MRotaryEmbedding
-from visiongate.model.vision import Encoding, Grid, position_tables
+from visiongate.model.vision import Encoding, Grid, position_tables, stage_work
 
 MatrixT = TypeVar("MatrixT", Tensor, Matrix8)
 ArrayT = TypeVar("ArrayT", Tensor, "np.ndarray[Any, Any]")
@@ -642,6 +642,10 @@ class CudaVisionTower:
     def num_stages(self) -> int:
         """Stages from `begin` to `finish`: two for each block."""
         return 2 * self.config.depth
+
+    def stage_work(self, stage: int, num_patches: int) -> int:
+        """`stage_work` of this tower."""
+        return stage_work(self.config, stage, num_patches)
 
     def begin(self, patches: Tensor, grids: list[Grid]) -> Encoding:
         """Embeds the patches of one picture and their positions."""

@@ -74,6 +74,10 @@ class OnnxTower:
         """Stages from `begin` to `finish`: one for each block."""
         return self.config.depth
 
+    def stage_work(self, stage: int, num_patches: int) -> int:
+        """`stage_work` of a block's two halves."""
+        return sum(self._tower.stage_work(2 * stage + half, num_patches) for half in (0, 1))
+
     def begin(self, patches: Tensor, grids: list[Grid]) -> Encoding:
         """As `VisionTower.begin`; one picture."""
         assert len(grids) == 1

@@ -201,6 +201,10 @@ class VisionTower(nn.Module):
         """Stages from `begin` to `finish`: two for each block."""
         return 2 * self.config.depth
 
+    def stage_work(self, stage: int, num_patches: int) -> int:
+        """`stage_work` of this tower."""
+        return stage_work(self.config, stage, num_patches)
+
     def begin(self, patches: Tensor, grids: list[Grid]) -> Encoding:
         """Embeds the patches and their positions."""
         tables = [self._position_tables(grid, patches.device) for grid in grids]
@@ -251,6 +255,18 @@ class VisionTower(nn.Module):
                 table.to(device) for table in position_tables(self.config, grid)
             )
         return self._tables[grid]
+
+
+def stage_work(config: VisionConfig, stage: int, num_patches: int) -> int:
+    """Multiplications of half a block for one picture; with the merger that follows, if any."""
+    N, C = num_patches, config.hidden_size
+    index, is_second_half = divmod(stage, 2)
+    if not is_second_half:
+        return N * (4 * C * C + 2 * N * C)
+    num_mergers = (index in config.deepstack_visual_indexes) + (index == config.depth - 1)
+    joined = C * config.spatial_merge_size**2
+    per_merger = N * C * (joined + config.out_hidden_size)
+    return 2 * N * C * config.intermediate_size + num_mergers * per_merger
 
 
 def position_tables(config: VisionConfig, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
