@@ -56,10 +56,10 @@ class TextAttention(nn.Module):
         q, k, v = self.project(x)
         keys, values = pool.keys[self.layer], pool.values[self.layer]
         if has_kernels(x):
-            q, k = kernels.qk_norm_rope(
-                *(q, k, self.q_norm.weight, self.k_norm.weight, cos, sin, self.q_norm.eps),
-                dtype=keys.dtype,  # they are multiplied in it
-            )
+            q, k = (
+                kernels.norm_rope(x, norm.weight, cos, sin, norm.eps, keys.dtype)
+                for x, norm in ((q, self.q_norm), (k, self.k_norm))
+            )  # they are multiplied in the cache's type
             kernels.store_kv(k, v, keys, values, batch.slot_mapping)
         else:
             q = rotate(self.q_norm(q), cos, sin)  # (T, H, D); normed per head, then turned
