@@ -122,6 +122,12 @@ def test_rows_may_lie_apart(level: str) -> None:
 def test_leading_dimensions_are_kept(level: str) -> None:
     packed = kernels.pack_linear(torch.randn(33, 40).bfloat16(), None, "float32")
     assert kernels.linear(torch.randn(2, 3, 40), packed).shape == (2, 3, 33)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_no_rows_give_no_rows(level: str, precision: Precision) -> None:
+    """A chunk in the midst of a prompt wants no logits: torch's int8 ended such a step."""
+    packed = kernels.pack_linear(torch.randn(33, 40).bfloat16(), None, precision)
     assert kernels.linear(torch.randn(0, 40), packed).shape == (0, 33)
 
 

@@ -38,7 +38,7 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     groups = functional.pad(x.float(), (0, num_groups * GROUP - K)).view(T, num_groups, GROUP)
     largest = groups.abs().amax(dim=2).clamp_min(1e-30)
     quantized = (groups * _inverse(largest)[..., None]).round()
-    return quantized.view(T, -1)[:, :K], largest / 127.0
+    return quantized.flatten(1)[:, :K], largest / 127.0
 
 
 def linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
