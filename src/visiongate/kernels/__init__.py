@@ -1,6 +1,6 @@
 """Floor 0: the few compute kernels that torch lacks, each with its reference.
 
-    weight --pack_linear--> PackedLinear;  linear(x, packed), embedding(ids, packed)
+    weight --pack_linear--> PackedLinear;  linear, linear_part(x, packed), embedding(ids, packed)
     vision_attention: whole pictures;  paged_attention: text over the cache
     rms_norm, layer_norm, silu_mul, norm_rope, store_kv;  Decoder: all of it for a few rows
 
@@ -34,7 +34,14 @@ from visiongate.kernels.native import (
     release_pages,
     set_num_threads,
 )
-from visiongate.kernels.packed import PackedLinear, Precision, embedding, linear, pack_linear
+from visiongate.kernels.packed import (
+    PackedLinear,
+    Precision,
+    embedding,
+    linear,
+    linear_part,
+    pack_linear,
+)
 
 __all__ = [
     "MOST_DECODER_ROWS",
@@ -48,6 +55,7 @@ __all__ = [
     "embedding",
     "layer_norm",
     "linear",
+    "linear_part",
     "norm_rope",
     "num_threads",
     "pack_linear",
