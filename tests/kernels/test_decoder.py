@@ -89,8 +89,9 @@ class Step:
             both = kernels.linear(kernels.rms_norm(x, input_norm, EPS), qkv)
             heads = both.view(len(x), -1, shape.D)
             q, k, v = heads.split([shape.Hq, shape.Hkv, shape.Hkv], dim=1)
-            q, k = kernels.qk_norm_rope(
-                *(q, k, q_norm, k_norm, self.cos, self.sin, EPS), dtype=keys.dtype
+            q, k = (
+                kernels.norm_rope(x, norm, self.cos, self.sin, EPS, keys.dtype)
+                for x, norm in ((q, q_norm), (k, k_norm))
             )
             kernels.store_kv(k, v, keys, values, self.slots)
             out = kernels.paged_attention(

@@ -97,6 +97,34 @@ def test_a_row_has_the_same_bits_in_every_batch(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("start", "stop"), [(0, 64), (0, 49), (64, 300), (128, 150), (49, 300)])
+def test_some_outputs_have_the_bits_of_all(
+    native_level: str, precision: Precision, has_bias: bool, start: int, stop: int
+) -> None:
+    bias = torch.randn(300) if has_bias else None
+    weights = [torch.randn(300, 515).bfloat16()]
+    if precision == "float32":
+        weights.append(torch.randn(300, 515))  # held as float32
+    for weight in weights:
+        packed = kernels.pack_linear(weight, bias, precision)
+        x = torch.randn(70, 515)
+        whole = kernels.linear(x, packed)
+        for M in (1, 5, 70):
+            part = kernels.linear_part(x[:M], packed, start, stop)
+            assert torch.equal(part, whole[:M, start:stop])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_some_outputs_are_near_float64(level: str, precision: Precision) -> None:
+    weight, bias, x = torch.randn(100, 130).bfloat16(), torch.randn(100), torch.randn(2, 9, 130)
+    packed = kernels.pack_linear(weight, bias, precision)
+    expected = x.double() @ weight.double().t() + bias.double()
+    part = kernels.linear_part(x, packed, 70, 90)
+    assert distance(part, expected[..., 70:90]) < BOUNDS[precision]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_threads_do_not_change_bits(native_level: str, precision: Precision) -> None:
     packed = kernels.pack_linear(torch.randn(513, 300).bfloat16(), None, precision)
     x = torch.randn(50, 300)
@@ -122,6 +150,12 @@ def test_rows_may_lie_apart(level: str) -> None:
 def test_leading_dimensions_are_kept(level: str) -> None:
     packed = kernels.pack_linear(torch.randn(33, 40).bfloat16(), None, "float32")
     assert kernels.linear(torch.randn(2, 3, 40), packed).shape == (2, 3, 33)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_no_rows_give_no_rows(level: str, precision: Precision) -> None:
+    """A chunk in the midst of a prompt wants no logits: torch's int8 ended such a step."""
+    packed = kernels.pack_linear(torch.randn(33, 40).bfloat16(), None, precision)
     assert kernels.linear(torch.randn(0, 40), packed).shape == (0, 33)
 
 

@@ -57,18 +57,15 @@ def test_rotation_is_near_the_reference(
     level: str, dtype: torch.dtype, D: int, has_norm: bool
 ) -> None:
     both = torch.randn(23, 5 * D).to(dtype)  # one product, cut into views
-    q, k = both[:, : 3 * D].view(23, 3, D), both[:, 3 * D :].view(23, 2, D)
     angles = torch.randn(23, D // 2).repeat(1, 2)
-    q_weight, k_weight = torch.randn(2, D) if has_norm else (None, None)
-    rest = (q_weight, k_weight, angles.cos(), angles.sin(), 1e-6)
-    results = kernels.qk_norm_rope(q, k, *rest)
-    expected = reference.qk_norm_rope(q.float(), k.float(), *rest)
-    for result, near in zip(results, expected, strict=True):
+    for x in (both[:, : 3 * D].view(23, 3, D), both[:, 3 * D :].view(23, 2, D)):
+        weight = torch.randn(D) if has_norm else None
+        rest = (weight, angles.cos(), angles.sin(), 1e-6)
+        result = kernels.norm_rope(x, *rest)
         assert result.dtype == dtype
-        assert distance(result, near) < BOUNDS[dtype]
-    rounded = kernels.qk_norm_rope(q, k, *rest, torch.bfloat16)
-    for result, same in zip(results, rounded, strict=True):
-        assert torch.equal(same, result.bfloat16())
+        assert distance(result, reference.norm_rope(x.float(), *rest)) < BOUNDS[dtype]
+        rounded = kernels.norm_rope(x, *rest, torch.bfloat16)
+        assert torch.equal(rounded, result.bfloat16())
 
 
 def test_stored_rows_stand_in_their_slots(level: str) -> None:

@@ -1,8 +1,8 @@
 """Floor 0: the few compute kernels that torch lacks, each with its reference.
 
-    weight --pack_linear--> PackedLinear;  linear(x, packed), embedding(ids, packed)
+    weight --pack_linear--> PackedLinear;  linear, linear_part(x, packed), embedding(ids, packed)
     vision_attention: whole pictures;  paged_attention: text over the cache
-    rms_norm, layer_norm, silu_mul, qk_norm_rope, store_kv;  Decoder: all of it for a few rows
+    rms_norm, layer_norm, silu_mul, norm_rope, store_kv;  Decoder: all of it for a few rows
 
 `_native.so`, built from csrc/ when the package is built, holds them for AVX-512 (with BF16 and
 VNNI), AVX2 and any other processor, and picks at run time. Without it, or with
@@ -34,7 +34,14 @@ from visiongate.kernels.native import (
     release_pages,
     set_num_threads,
 )
-from visiongate.kernels.packed import PackedLinear, Precision, embedding, linear, pack_linear
+from visiongate.kernels.packed import (
+    PackedLinear,
+    Precision,
+    embedding,
+    linear,
+    linear_part,
+    pack_linear,
+)
 
 __all__ = [
     "MOST_DECODER_ROWS",
@@ -48,10 +55,11 @@ __all__ = [
     "embedding",
     "layer_norm",
     "linear",
+    "linear_part",
+    "norm_rope",
     "num_threads",
     "pack_linear",
     "paged_attention",
-    "qk_norm_rope",
     "release_pages",
     "rms_norm",
     "set_num_threads",
@@ -132,30 +140,24 @@ def silu_mul(gate_up: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return reference.silu_mul(gate_up).to(dtype)
 
 
-def qk_norm_rope(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
+def norm_rope(
+    x: Tensor,
+    weight: Tensor | None,
     cos: Tensor,
     sin: Tensor,
     eps: float,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Queries (T, Hq, D) and keys (T, Hkv, D), normalised per head, then turned, as new tensors.
+) -> Tensor:
+    """Queries or keys (T, H, D), normalised per head, then turned, as a new tensor.
 
-    Without weights (D,) there is no normalisation (the vision tower). cos and sin are float32 (T,
-    D) with equal halves; element i is paired with element i + D / 2. Rows of q and k may be
-    apart, as views of one product are. The results have the type of q, or `dtype`.
+    Without a weight (D,) there is no normalisation (the vision tower). cos and sin are float32 (T,
+    D) with equal halves; element i is paired with element i + D / 2. Rows of x may be apart, as
+    those of a product's part are. The result has the type of x, or `dtype`.
     """
-    dtype = dtype or q.dtype
-    if native.takes(q):
-        return (
-            native.norm_rope(q, q_weight, cos, sin, eps, dtype),
-            native.norm_rope(k, k_weight, cos, sin, eps, dtype),
-        )
-    q, k = reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
-    return q.to(dtype), k.to(dtype)
+    dtype = dtype or x.dtype
+    if native.takes(x):
+        return native.norm_rope(x, weight, cos, sin, eps, dtype)
+    return reference.norm_rope(x, weight, cos, sin, eps).to(dtype)
 
 
 def store_kv(

@@ -1,6 +1,6 @@
 """A decoder's layers in one native call, for steps of few rows (csrc/decoder.h).
 
-What it computes is what `linear`, `rms_norm`, `qk_norm_rope`, `store_kv`, `paged_attention` and
+What it computes is what `linear`, `rms_norm`, `norm_rope`, `store_kv`, `paged_attention` and
 `silu_mul` compute one after another, to the same bits; Python took a seventh of a token's time.
 """
 
@@ -87,7 +87,7 @@ class Decoder:
         """All layers over the stream x (T, C), float32, which is written over and returned.
 
         keys and values are the caches (layers, blocks, Hkv, block_size, D); the rest is as in
-        `qk_norm_rope`, `store_kv` and `paged_attention`.
+        `norm_rope`, `store_kv` and `paged_attention`.
         """
         assert x.dtype == torch.float32
         assert slot_mapping.dtype == torch.int64

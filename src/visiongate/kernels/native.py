@@ -422,7 +422,7 @@ def silu_mul(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
 def norm_rope(
     x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float, dtype: torch.dtype
 ) -> Tensor:
-    """One side of `visiongate.kernels.qk_norm_rope`."""
+    """See `visiongate.kernels.norm_rope`."""
     x = _rows_of_heads(x)
     T, H, D = x.shape
     y = _buffers.empty((T, H, D), dtype)

@@ -1,14 +1,14 @@
 """Linear layers whose weights lie in the order in which the kernels read them.
 
 `pack_linear` turns a published weight (N, K) into a `PackedLinear`; `linear` multiplies with it,
-and `embedding` reads single rows back out of it (a tied head needs no second copy). The layout is
-drawn in csrc/layout.h. Every number of rows goes through the same order of additions, so a row's
-result does not depend on the rows beside it.
+`linear_part` with some of its outputs, and `embedding` reads single rows back out of it (a tied
+head needs no second copy). The layout is drawn in csrc/layout.h. Every number of rows goes through
+the same order of additions, so a row's result does not depend on the rows beside it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,7 +35,7 @@ class PackedLinear:
         is_native: whether `weight` is in panels for the library, or (N, K) for torch.
         weight: panels, flat; or (N, K).
         bias: float32 (N,), or None.
-        scale: float32 (N,) of each output channel for int8, else None.
+        scale: float32 of each output channel for int8, padded as panels are, else None.
     """
 
     in_features: int
@@ -52,6 +52,26 @@ class PackedLinear:
         """Memory held, in bytes."""
         held = (self.weight, self.bias, self.scale)
         return sum(t.nbytes for t in held if t is not None)
+
+    def outputs(self, start: int, stop: int) -> PackedLinear:
+        """The map to outputs [start, stop) alone, of the same memory.
+
+        In panels, `start` must be a multiple of PANEL.
+        """
+        assert 0 <= start < stop <= self.out_features
+        end, weight = stop, self.weight[start:stop]
+        if self.is_native:
+            assert start % native.PANEL == 0
+            panels = self.weight.view(-(-self.out_features // native.PANEL), -1)
+            first, last = start // native.PANEL, -(-stop // native.PANEL)
+            end, weight = last * native.PANEL, panels[first:last].flatten()
+        return replace(
+            self,
+            out_features=stop - start,
+            weight=weight,
+            bias=None if self.bias is None else self.bias[start:stop],
+            scale=None if self.scale is None else self.scale[start:end],
+        )
 
 
 def pack_linear(
@@ -122,6 +142,12 @@ def linear(
     if gelu:
         y = reference.gelu_tanh(y)
     return y.to(dtype or x.dtype) if residual is None else residual.add_(y)
+
+
+def linear_part(x: Tensor, packed: PackedLinear, start: int, stop: int) -> Tensor:
+    """Outputs [start, stop) of `linear` (..., stop - start); rows may be apart."""
+    first = start // native.PANEL * native.PANEL if packed.is_native else start
+    return linear(x, packed.outputs(first, stop))[..., start - first :]
 
 
 def embedding(ids: Tensor, packed: PackedLinear, dtype: torch.dtype = torch.float32) -> Tensor:

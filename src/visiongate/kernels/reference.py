@@ -38,7 +38,7 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     groups = functional.pad(x.float(), (0, num_groups * GROUP - K)).view(T, num_groups, GROUP)
     largest = groups.abs().amax(dim=2).clamp_min(1e-30)
     quantized = (groups * _inverse(largest)[..., None]).round()
-    return quantized.view(T, -1)[:, :K], largest / 127.0
+    return quantized.flatten(1)[:, :K], largest / 127.0
 
 
 def linear_int8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -135,21 +135,9 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x.float() * cos.float()[:, None] + turned * sin.float()[:, None]).to(x.dtype)
 
 
-def qk_norm_rope(
-    q: Tensor,
-    k: Tensor,
-    q_weight: Tensor | None,
-    k_weight: Tensor | None,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """Queries (T, Hq, D) and keys (T, Hkv, D), normalised per head if weighed, then turned."""
-    q, k = (
-        t if weight is None else rms_norm(t, weight, eps)
-        for t, weight in ((q, q_weight), (k, k_weight))
-    )
-    return rope(q, cos, sin), rope(k, cos, sin)
+def norm_rope(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """Queries or keys (T, H, D), normalised per head if weighed, then turned."""
+    return rope(x if weight is None else rms_norm(x, weight, eps), cos, sin)
 
 
 def store_kv(

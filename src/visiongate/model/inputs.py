@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from visiongate.kernels.buffers import sparse_zeros
 
@@ -121,3 +122,26 @@ class ForwardBatch:
     logits_rows: Tensor
     visual_rows: Tensor | None = None
     features: VisionFeatures | None = None
+
+    def only(self, rows: Tensor) -> ForwardBatch:
+        """These tokens, int64 (R,) with R > 0, when keys and values of all are in the cache.
+
+        Tokens that follow one another are one chunk, which ends where the last of them stands in
+        its sequence. Pictures are left out.
+        """
+        ends = self.cu_seqlens_q[1:].long()
+        sequences = torch.searchsorted(ends, rows, right=True)
+        is_last = torch.ones_like(rows, dtype=torch.bool)
+        is_last[:-1] = (rows[1:] != rows[:-1] + 1) | (sequences[1:] != sequences[:-1])
+        lasts = is_last.nonzero().flatten()
+        owners = sequences[lasts]
+        num_later = ends[owners] - 1 - rows[lasts]
+        return ForwardBatch(
+            token_ids=self.token_ids[rows],
+            positions=self.positions[:, rows],
+            slot_mapping=self.slot_mapping[rows],
+            block_tables=self.block_tables[owners],
+            cu_seqlens_q=functional.pad(lasts + 1, (1, 0)).int(),
+            context_lens=(self.context_lens[owners] - num_later).int(),
+            logits_rows=torch.arange(len(rows), device=rows.device),
+        )

@@ -50,8 +50,7 @@ class Qwen3VL(nn.Module):
         Writes the keys and values of every token of the batch into the pool.
         """
         text = self.model.language_model
-        x = text(self.embed(batch), batch, pool)
-        return self.logits(text.norm(x[batch.logits_rows]))
+        return self.logits(text.norm(text(self.embed(batch), batch, pool)))
 
     def embed(self, batch: ForwardBatch) -> Tensor:
         """Embedded tokens (T, C), picture features in place of their pads."""

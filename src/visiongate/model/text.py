@@ -54,29 +54,59 @@ class TextAttention(nn.Module):
     ) -> Tensor:
         """The stream (T, C) plus attention of x; writes this step's keys and values to the pool."""
         q, k, v = self.project(x)
-        keys, values = pool.keys[self.layer], pool.values[self.layer]
-        if has_kernels(x):
-            q, k = kernels.qk_norm_rope(
-                *(q, k, self.q_norm.weight, self.k_norm.weight, cos, sin, self.q_norm.eps),
-                dtype=keys.dtype,  # they are multiplied in it
-            )
-            kernels.store_kv(k, v, keys, values, batch.slot_mapping)
-        else:
-            q = rotate(self.q_norm(q), cos, sin)  # (T, H, D); normed per head, then turned
-            k = rotate(self.k_norm(k), cos, sin)
-            reference.store_kv(k, v, keys, values, batch.slot_mapping)
-        out = attend(q, keys, values, batch, scale=self.head_dim**-0.5)
-        return self.o_proj.add_to(stream, out.reshape(x.shape[0], -1))
+        self.store(k, v, cos, sin, batch, pool)
+        return self.add_to(stream, q, cos, sin, batch, pool)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, H, D), keys and values (T, key-value heads, D), before norm and rotation."""
         if self.packed_qkv is None:
-            parts: tuple[Tensor, ...] = (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        else:
-            query, key = self.sizes
-            parts = torch.split(kernels.linear(x, self.packed_qkv), [query, key, key], dim=-1)
-        q, k, v = (part.reshape(x.shape[0], -1, self.head_dim) for part in parts)
-        return q, k, v
+            return self.project_queries(x), *self.project_keys(x)
+        query, key = self.sizes
+        q, k, v = kernels.linear(x, self.packed_qkv).split([query, key, key], dim=-1)
+        return self._heads(q), self._heads(k), self._heads(v)
+
+    def project_queries(self, x: Tensor) -> Tensor:
+        """The queries alone."""
+        if self.packed_qkv is None:
+            return self._heads(self.q_proj(x))
+        return self._heads(kernels.linear_part(x, self.packed_qkv, 0, self.sizes[0]))
+
+    def project_keys(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values alone."""
+        if self.packed_qkv is None:
+            return self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
+        query, key = self.sizes
+        both = kernels.linear_part(x, self.packed_qkv, query, query + 2 * key)
+        return self._heads(both[:, :key]), self._heads(both[:, key:])
+
+    def store(
+        self, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, pool: KVPool
+    ) -> None:
+        """Writes projected keys and values to the pool."""
+        keys, values = pool.keys[self.layer], pool.values[self.layer]
+        k = self._turn(k, self.k_norm, cos, sin, keys.dtype)
+        store_kv = kernels.store_kv if has_kernels(k) else reference.store_kv
+        store_kv(k, v, keys, values, batch.slot_mapping)
+
+    def add_to(
+        self, stream: Tensor, q: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, pool: KVPool
+    ) -> Tensor:
+        """The stream (T, C) plus attention of projected queries over the pool."""
+        keys, values = pool.keys[self.layer], pool.values[self.layer]
+        q = self._turn(q, self.q_norm, cos, sin, keys.dtype)  # it is multiplied in the cache's type
+        out = attend(q, keys, values, batch, scale=self.head_dim**-0.5)
+        return self.o_proj.add_to(stream, out.flatten(1))
+
+    def _turn(
+        self, x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """Heads (T, H, D), normed per head, then turned; kernels write it as `dtype`."""
+        if has_kernels(x):
+            return kernels.norm_rope(x, norm.weight, cos, sin, norm.eps, dtype)
+        return rotate(norm(x), cos, sin)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], -1, self.head_dim)
 
     def pack(self, precision: kernels.Precision) -> None:
         """Stores the three input maps as one."""
@@ -125,6 +155,23 @@ class DecoderLayer(nn.Module):
         x = self.self_attn(x, self.input_layernorm(x), cos, sin, batch, pool)
         return self.mlp(x, self.post_attention_layernorm(x))
 
+    def finish(
+        self, x: Tensor, cos: Tensor, sin: Tensor, batch: ForwardBatch, pool: KVPool
+    ) -> Tensor:
+        """`forward` of the last layer: (T, C) to (R, C), the rows whose logits are wanted.
+
+        Of the other rows only keys and values are computed: nobody reads more of them.
+        """
+        normed, rows = self.input_layernorm(x), batch.logits_rows
+        k, v = self.self_attn.project_keys(normed)
+        self.self_attn.store(k, v, cos, sin, batch, pool)
+        x = x[rows]
+        if not len(rows):
+            return x
+        q = self.self_attn.project_queries(normed[rows])
+        x = self.self_attn.add_to(x, q, cos[rows], sin[rows], batch.only(rows), pool)
+        return self.mlp(x, self.post_attention_layernorm(x))
+
     def native_weights(self) -> kernels.LayerWeights | None:
         """What a native call needs of this layer; None unless all of it is packed for one."""
         attention, mlp = self.self_attn, self.mlp
@@ -157,21 +204,29 @@ class TextModel(nn.Module):
         self._decoder: kernels.Decoder | None = None
 
     def forward(self, x: Tensor, batch: ForwardBatch, pool: KVPool) -> Tensor:
-        """Embedded tokens (T, C) to the final stream (T, C), not yet normed."""
+        """Embedded tokens (T, C) to the final stream of the rows whose logits are wanted (R, C).
+
+        It is not yet normed.
+        """
         cos, sin = self.rotary(batch.positions)
         if has_kernels(x) and x.shape[0] <= kernels.MOST_DECODER_ROWS and batch.features is None:
             decoder = self.decoder()
             if decoder is not None:
-                return decoder.run(
+                x = decoder.run(
                     *(x, cos, sin, batch.slot_mapping, batch.block_tables, batch.cu_seqlens_q),
                     *(batch.context_lens, pool.keys, pool.values),
                     scale=self.layers.at(0).self_attn.head_dim ** -0.5,
                 )
-        for index, layer in enumerate(self.layers):
+                return x[batch.logits_rows]
+        last = len(self.layers) - 1
+        num_taps = 0 if batch.features is None else len(batch.features.deepstack)
+        for index, layer in enumerate(self.layers.each()):
+            if index == last >= num_taps and len(batch.logits_rows) < len(x):
+                return layer.finish(x, cos, sin, batch, pool)
             x = layer(x, cos, sin, batch, pool)
-            if batch.features is not None and index < len(batch.features.deepstack):
+            if batch.features is not None and index < num_taps:
                 x = add_taps(x, index, batch.visual_rows, batch.features)
-        return x
+        return x[batch.logits_rows]
 
     def decoder(self) -> kernels.Decoder | None:
         """The layers as one native call; None until they are packed."""

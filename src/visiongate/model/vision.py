@@ -77,7 +77,7 @@ class VisionAttention(nn.Module):
         q, k, v = qkv.unbind(1)
         if has_kernels(x):
             narrow = torch.float32 if self.products == torch.float32 else torch.bfloat16
-            q, k = kernels.qk_norm_rope(q, k, None, None, cos, sin, 0.0, narrow)
+            q, k = (kernels.norm_rope(x, None, cos, sin, 0.0, narrow) for x in (q, k))
         else:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         out = attend_within(q, k, v, lengths, products=self.products)
