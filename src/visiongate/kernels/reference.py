@@ -152,6 +152,23 @@ def qk_norm_rope(
     return rope(q, cos, sin), rope(k, cos, sin)
 
 
+def cut_patches(pixels: Tensor, levels: Tensor, patch: int, merge: int) -> Tensor:
+    """uint8 (height, width, channels) to float32 (patches, channels * patch * patch)."""
+    height, width, channels = pixels.shape
+    numbers = levels.t()[pixels.long(), torch.arange(channels)]
+    blocks = numbers.view(
+        height // patch // merge, merge, patch, width // patch // merge, merge, patch, channels
+    )
+    return blocks.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, channels * patch * patch)
+
+
+def add_weighted_rows(y: Tensor, table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Rows `ids` (T, taps) of a table (rows, C), times weights, added to y (T, C) in place."""
+    for tap, weight in zip(ids.unbind(1), weights.unbind(1), strict=True):
+        y += (functional.embedding(tap, table).float() * weight[:, None]).to(y.dtype)
+    return y
+
+
 def store_kv(
     k: Tensor, v: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
 ) -> None:

@@ -121,6 +121,16 @@ API void vg_norm_rope(const void* x, int64_t x_stride, const float* weight, cons
   level->norm_rope({x, x_stride, weight, cos, sin, y, (Type)type, (Type)y_type, T, H, D, eps});
 }
 
+API void vg_cut_patches(const uint8_t* pixels, const float* levels, float* patches, int64_t height,
+                        int64_t width, int64_t channels, int64_t patch, int64_t merge) {
+  level->cut_patches({pixels, levels, patches, height, width, channels, patch, merge});
+}
+
+API void vg_add_weighted_rows(float* y, const void* table, int type, const int64_t* ids,
+                              const float* weights, int64_t T, int64_t C, int64_t num_taps) {
+  level->add_weighted_rows({y, table, (Type)type, ids, weights, T, C, num_taps});
+}
+
 API float vg_probe_read(const void* buffer, int64_t num_bytes) {
   return level->probe_read(buffer, num_bytes);
 }
