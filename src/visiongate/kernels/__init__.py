@@ -35,12 +35,20 @@ from visiongate.kernels.native import (
     release_pages,
     set_num_threads,
 )
-from visiongate.kernels.packed import PackedLinear, Precision, embedding, linear, pack_linear
+from visiongate.kernels.packed import (
+    Gelu,
+    PackedLinear,
+    Precision,
+    embedding,
+    linear,
+    pack_linear,
+)
 
 __all__ = [
     "MOST_DECODER_ROWS",
     "Backend",
     "Decoder",
+    "Gelu",
     "LayerWeights",
     "PackedLinear",
     "Precision",

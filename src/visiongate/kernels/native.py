@@ -20,7 +20,7 @@ from torch import Tensor
 from visiongate.kernels.buffers import HUGE_PAGE_BYTES, BufferPool, map_block
 
 if TYPE_CHECKING:
-    from visiongate.kernels.packed import PackedLinear, Precision
+    from visiongate.kernels.packed import Gelu, PackedLinear, Precision
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ _PRODUCTS = {
     ("bfloat16", "bfloat16"): 2,
     ("int8", "int8"): 3,
 }
+_GELUS: dict[Gelu | None, int] = {None: 0, "tanh": 1, "erf": 2}  # csrc/level.h
 
 _I64, _INT, _F32, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[object, ...]] = {
@@ -295,7 +296,7 @@ def product_of(packed: PackedLinear) -> int:
 
 
 def linear(
-    x: Tensor, packed: PackedLinear, dtype: torch.dtype, gelu: bool, residual: Tensor | None
+    x: Tensor, packed: PackedLinear, dtype: torch.dtype, gelu: Gelu | None, residual: Tensor | None
 ) -> Tensor:
     """See `visiongate.kernels.linear`; x is (M, K), a residual (M, N)."""
     if x.stride(-1) != 1:
@@ -308,7 +309,7 @@ def linear(
     _lib().vg_linear(
         *(product_of(packed), x.data_ptr(), _TYPES[x.dtype], x.stride(0)),
         *(packed.weight.data_ptr(), address_of(packed.scale), address_of(packed.bias)),
-        *(y.data_ptr(), M, N, K, _TYPES[y.dtype], gelu, residual is not None),
+        *(y.data_ptr(), M, N, K, _TYPES[y.dtype], _GELUS[gelu], residual is not None),
     )
     return y
 

@@ -18,6 +18,10 @@ GROUP = 256
 """Input features that share one activation scale in int8 products."""
 
 
+TORCH_GELUS = {"tanh": "tanh", "erf": "none"}
+"""Torch's names for the forms of GELU."""
+
+
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The int8 form (N, K) of a weight and the float32 scale (N,) of each output channel."""
     rows = weight.float()
@@ -123,9 +127,9 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return (functional.silu(gate) * up).to(gate_up.dtype)
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its tanh form, elementwise."""
-    return functional.gelu(x.float(), approximate="tanh").to(x.dtype)
+def gelu(x: Tensor, form: str) -> Tensor:
+    """GELU, elementwise: its approximation by "tanh", or by "erf" itself."""
+    return functional.gelu(x.float(), approximate=TORCH_GELUS[form]).to(x.dtype)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class VisionMLP(nn.Module):
         return stream
 
     def _map(self, stream: Tensor, x: Tensor) -> Tensor:
-        wide = self.linear_fc1.gelu(x, self.linear_fc2.rows_dtype)
+        wide = self.linear_fc1.gelu(x, "tanh", self.linear_fc2.rows_dtype)
         return self.linear_fc2.add_to(stream, wide)
 
 
@@ -156,10 +156,10 @@ class PatchMerger(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) to (V, decoder C)."""
         if self.norm_after_join:
-            x = self.norm(x.view(-1, self.joined_size))
-        else:
-            x = self.norm(x).view(-1, self.joined_size)
-        return self.linear_fc2(F.gelu(self.linear_fc1(x)))
+            x = x.view(-1, self.joined_size)
+        normed = self.norm(x, self.linear_fc1.rows_dtype).view(-1, self.joined_size)
+        wide = self.linear_fc1.gelu(normed, "erf", self.linear_fc2.rows_dtype)
+        return self.linear_fc2(wide, x.dtype)
 
 
 @dataclass(slots=True, eq=False)

@@ -79,9 +79,9 @@ API void vg_pack_int8(const void* weight, int type, void* panels, float* scale,
 
 API void vg_linear(int product, const void* x, int type, int64_t x_stride, const void* panels,
                    const float* scale, const float* bias, void* y, int64_t M, int64_t N,
-                   int64_t K, int y_type, int has_gelu, int adds) {
+                   int64_t K, int y_type, int gelu, int adds) {
   level->linear({(Product)product, x, (Type)type, x_stride, panels, scale, bias, y, (Type)y_type,
-                 has_gelu != 0, adds != 0, M, N, K});
+                 (Gelu)gelu, adds != 0, M, N, K});
 }
 
 API void vg_embedding(int product, const int64_t* ids, const void* panels, const float* scale,

@@ -14,6 +14,9 @@ enum Product {
   kInt8OverInt8 = 3,                 // int8 products, int32 sums, float32 scales
 };
 
+// Which GELU a linear layer's results go through; native.py names them too.
+enum Gelu { kNoGelu = 0, kTanhGelu = 1, kErfGelu = 2 };
+
 struct PackCall {
   const void* weight;  // (N, K)
   Type type;
@@ -32,7 +35,7 @@ struct LinearCall {
   const float* bias;  // (N) or null
   void* y;            // (M, N)
   Type y_type;
-  bool has_gelu;  // of what is written
+  Gelu gelu;      // of what is written
   bool adds;      // to what y holds
   int64_t M, N, K;
 };
