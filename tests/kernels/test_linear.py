@@ -9,11 +9,12 @@ import torch
 
 from tests.kernels.oracle import distance
 from visiongate import kernels
-from visiongate.kernels import Precision, native
+from visiongate.kernels import Gelu, Precision, native, reference
 
 # (N, K): multiples of the panels, odd ones, and the shapes of the small embedded model
 SHAPES = [(128, 256), (64, 64), (1, 1), (7, 3), (65, 33), (320, 256), (832, 320), (97, 515)]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
+GELUS: tuple[Gelu, ...] = ("tanh", "erf")
 
 # float32 adds K rounded terms; bfloat16 also rounds x and, where x is bfloat16, y (2 ** -9);
 # int8 keeps 7 bits of the largest weight of a row and of the largest activation of a group.
@@ -54,11 +55,13 @@ def test_results_may_be_bent_narrowed_or_added(
     x, stream = torch.randn(M, 70), torch.randn(M, N)
     plain = kernels.linear(x, packed)
     assert torch.equal(kernels.linear(x, packed, dtype=torch.bfloat16), plain.bfloat16())
-    bent = kernels.linear(x, packed, gelu=True)
-    expected = torch.nn.functional.gelu(plain.double(), approximate="tanh")
-    assert distance(bent, expected) < 1e-6
-    both = kernels.linear(x, packed, gelu=True, dtype=torch.bfloat16)
-    assert torch.equal(both, bent.bfloat16())
+    for gelu in GELUS:
+        bent = kernels.linear(x, packed, gelu=gelu)
+        form = reference.TORCH_GELUS[gelu]
+        expected = torch.nn.functional.gelu(plain.double(), approximate=form)
+        assert distance(bent, expected) < 1e-6
+        both = kernels.linear(x, packed, gelu=gelu, dtype=torch.bfloat16)
+        assert torch.equal(both, bent.bfloat16())
     total = stream + plain
     added = kernels.linear(x, packed, residual=stream)
     assert torch.equal(added, total)
@@ -67,11 +70,22 @@ def test_results_may_be_bent_narrowed_or_added(
     assert distance(narrow, plain) < 1e-2
 
 
-def test_gelu_survives_extremes(level: str) -> None:
+@pytest.mark.parametrize("gelu", GELUS)
+def test_gelu_survives_extremes(level: str, gelu: Gelu) -> None:
     packed = kernels.pack_linear(torch.eye(6), None, "float32")
     x = torch.tensor([[-1e4, -100.0, -0.0, 100.0, 1e4, 88.0]])
-    bent = kernels.linear(x, packed, gelu=True)
-    assert torch.equal(bent, torch.tensor([[0.0, 0, 0, 100, 1e4, 88]]))
+    bent = kernels.linear(x, packed, gelu=gelu)
+    assert torch.allclose(bent, torch.tensor([[0.0, 0, 0, 100, 1e4, 88]]), rtol=0, atol=1e-30)
+
+
+def test_gelu_itself_is_near_float64_everywhere(level: str) -> None:
+    """The polynomial gives erf to 1.5e-7: half of that times x, and float32's roundings."""
+    packed = kernels.pack_linear(torch.ones(1, 1), None, "float32")
+    x = torch.linspace(-12, 12, 48001)[:, None]
+    bent = kernels.linear(x, packed, gelu="erf")
+    expected = torch.nn.functional.gelu(x.double())
+    bound = 4e-7 if level == "torch" else 2e-7
+    assert bool(((bent - expected).abs() <= bound * x.abs().clamp_min(1)).all())
 
 
 def test_float32_weights_that_bfloat16_cannot_hold_stay_exact(level: str) -> None:
@@ -176,8 +190,6 @@ def test_int8_embedding_rows_are_near(level: str) -> None:
 
 def test_int8_agrees_with_its_reference(native_level: str) -> None:
     """The same whole numbers: only the float32 additions of the groups may differ."""
-    from visiongate.kernels import reference
-
     weight = torch.randn(130, 700).bfloat16()
     x = torch.randn(20, 700)
     packed = kernels.pack_linear(weight, None, "int8")

@@ -51,7 +51,7 @@ def test_silu_survives_extremes(level: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("D", [8, 16, 64, 72, 128])
+@pytest.mark.parametrize("D", [8, 16, 32, 64, 72, 128])
 @pytest.mark.parametrize("has_norm", [True, False])
 def test_rotation_is_near_the_reference(
     level: str, dtype: torch.dtype, D: int, has_norm: bool

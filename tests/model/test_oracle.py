@@ -298,6 +298,14 @@ def test_patches_equal_the_reference_processor() -> None:
     assert float((ours - theirs).abs().max()) < 3e-7
 
 
+def test_kernels_cut_the_same_patches() -> None:
+    config = ModelConfig.from_pretrained(MINI).vision
+    pixels = torch.randint(0, 256, (96, 160, 3), dtype=torch.uint8)
+    plain = to_patches(pixels, config)  # with gradients torch computes
+    with torch.inference_mode():
+        assert torch.equal(to_patches(pixels, config), plain)
+
+
 @pytest.mark.parametrize("grid", [(2, 2), (6, 4), (48, 64), (2, 400)])
 def test_position_tables_equal_the_reference(grid: tuple[int, int]) -> None:
     from transformers.models.qwen3_vl import modeling_qwen3_vl as reference

@@ -3,6 +3,7 @@
     weight --pack_linear--> PackedLinear;  linear, linear_part(x, packed), embedding(ids, packed)
     vision_attention: whole pictures;  paged_attention: text over the cache
     rms_norm, layer_norm, silu_mul, norm_rope, store_kv;  Decoder: all of it for a few rows
+    cut_patches, add_weighted_rows: how a picture enters its tower
 
 `_native.so`, built from csrc/ when the package is built, holds them for AVX-512 (with BF16 and
 VNNI), AVX2 and any other processor, and picks at run time. Without it, or with
@@ -35,6 +36,7 @@ from visiongate.kernels.native import (
     set_num_threads,
 )
 from visiongate.kernels.packed import (
+    Gelu,
     PackedLinear,
     Precision,
     embedding,
@@ -47,10 +49,13 @@ __all__ = [
     "MOST_DECODER_ROWS",
     "Backend",
     "Decoder",
+    "Gelu",
     "LayerWeights",
     "PackedLinear",
     "Precision",
+    "add_weighted_rows",
     "backend",
+    "cut_patches",
     "default_num_threads",
     "embedding",
     "layer_norm",
@@ -171,3 +176,22 @@ def store_kv(
         native.store_kv(k, v, key_cache, value_cache, slot_mapping)
     else:
         reference.store_kv(k, v, key_cache, value_cache, slot_mapping)
+
+
+def cut_patches(pixels: Tensor, levels: Tensor, patch: int, merge: int) -> Tensor:
+    """Patches of a picture, uint8 (height, width, channels), as levels (channels, 256) say.
+
+    The result is float32 (patches, channels * patch * patch). Patches of a block of `merge` x
+    `merge` stand together, blocks row by row; both sides are whole blocks.
+    """
+    cut = native.cut_patches if native.library() is not None else reference.cut_patches
+    return cut(pixels, levels, patch, merge)
+
+
+def add_weighted_rows(y: Tensor, table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Adds rows `ids` (T, taps) of a table (rows, C), times weights (T, taps), to y (T, C).
+
+    y is float32, contiguous, and written over.
+    """
+    add = native.add_weighted_rows if native.takes(y) else reference.add_weighted_rows
+    return add(y, table, ids, weights)

@@ -20,7 +20,7 @@ from torch import Tensor
 from visiongate.kernels.buffers import HUGE_PAGE_BYTES, BufferPool, map_block
 
 if TYPE_CHECKING:
-    from visiongate.kernels.packed import PackedLinear, Precision
+    from visiongate.kernels.packed import Gelu, PackedLinear, Precision
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ _PRODUCTS = {
     ("bfloat16", "bfloat16"): 2,
     ("int8", "int8"): 3,
 }
+_GELUS: dict[Gelu | None, int] = {None: 0, "tanh": 1, "erf": 2}  # csrc/level.h
 
 _I64, _INT, _F32, _PTR = ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[object, ...]] = {
@@ -60,6 +61,8 @@ _SIGNATURES: dict[str, tuple[object, ...]] = {
     "vg_layer_norm": (_PTR, _INT, _PTR, _PTR, _PTR, _INT, _I64, _I64, _F32),
     "vg_silu_mul": (_PTR, _PTR, _INT, _I64, _I64, _INT),
     "vg_norm_rope": (_PTR, _I64, _PTR, _PTR, _PTR, _PTR, _INT, _I64, _I64, _I64, _F32, _INT),
+    "vg_cut_patches": (_PTR, _PTR, _PTR, _I64, _I64, _I64, _I64, _I64),
+    "vg_add_weighted_rows": (_PTR, _PTR, _INT, _PTR, _PTR, _I64, _I64, _I64),
     "vg_decoder": (_PTR,),
     "vg_store_kv": (
         *(_PTR, _I64, _INT, _PTR, _I64, _INT, _PTR, _PTR, _INT, _PTR),
@@ -293,7 +296,7 @@ def product_of(packed: PackedLinear) -> int:
 
 
 def linear(
-    x: Tensor, packed: PackedLinear, dtype: torch.dtype, gelu: bool, residual: Tensor | None
+    x: Tensor, packed: PackedLinear, dtype: torch.dtype, gelu: Gelu | None, residual: Tensor | None
 ) -> Tensor:
     """See `visiongate.kernels.linear`; x is (M, K), a residual (M, N)."""
     if x.stride(-1) != 1:
@@ -306,7 +309,7 @@ def linear(
     _lib().vg_linear(
         *(product_of(packed), x.data_ptr(), _TYPES[x.dtype], x.stride(0)),
         *(packed.weight.data_ptr(), address_of(packed.scale), address_of(packed.bias)),
-        *(y.data_ptr(), M, N, K, _TYPES[y.dtype], gelu, residual is not None),
+        *(y.data_ptr(), M, N, K, _TYPES[y.dtype], _GELUS[gelu], residual is not None),
     )
     return y
 
@@ -450,6 +453,38 @@ def store_kv(
         *(key_cache.data_ptr(), value_cache.data_ptr(), _TYPES[key_cache.dtype]),
         *(slots.data_ptr(), T, Hkv, D, key_cache.shape[2]),
     )
+
+
+def cut_patches(pixels: Tensor, levels: Tensor, patch: int, merge: int) -> Tensor:
+    """See `visiongate.kernels.cut_patches`."""
+    pixels, levels = pixels.contiguous(), levels.float().contiguous()
+    height, width, channels = pixels.shape
+    assert height % (patch * merge) == 0
+    assert width % (patch * merge) == 0
+    assert levels.shape == (channels, 256)
+    num_patches, size = (height // patch) * (width // patch), channels * patch * patch
+    patches = _buffers.empty((num_patches, size), torch.float32)
+    _lib().vg_cut_patches(
+        *(pixels.data_ptr(), levels.data_ptr(), patches.data_ptr()),
+        *(height, width, channels, patch, merge),
+    )
+    return patches
+
+
+def add_weighted_rows(y: Tensor, table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """See `visiongate.kernels.add_weighted_rows`."""
+    (T, C), num_taps = y.shape, ids.shape[1]
+    assert y.dtype == torch.float32
+    assert y.is_contiguous()
+    assert table.shape[1] == C
+    assert ids.shape == weights.shape == (T, num_taps)
+    table, ids = table.contiguous(), ids.to(torch.int64).contiguous()
+    weights = weights.float().contiguous()
+    _lib().vg_add_weighted_rows(
+        *(y.data_ptr(), table.data_ptr(), _TYPES[table.dtype]),
+        *(ids.data_ptr(), weights.data_ptr(), T, C, num_taps),
+    )
+    return y
 
 
 def run_decoder(call: int) -> None:

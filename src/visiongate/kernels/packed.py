@@ -18,6 +18,8 @@ from visiongate.kernels import native, reference
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Storage = Literal["float32", "bfloat16", "int8"]
+Gelu = Literal["tanh", "erf"]
+"""GELU's approximation by tanh, or GELU itself."""
 
 _COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -119,13 +121,13 @@ def linear(
     packed: PackedLinear,
     *,
     dtype: torch.dtype | None = None,
-    gelu: bool = False,
+    gelu: Gelu | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
     """The product of x (..., K) and the packed weight, plus its bias: (..., N).
 
-    It has x's type, or `dtype`. With `gelu` the result is the GELU of that, by its tanh form. With
-    a `residual` (..., N), contiguous, it is added to that one, which is written over and returned.
+    It has x's type, or `dtype`. With `gelu` the result is the GELU of that. With a `residual`
+    (..., N), contiguous, it is added to that one, which is written over and returned.
     """
     K, N = packed.in_features, packed.out_features
     rows = x.reshape(-1, K)
@@ -139,8 +141,8 @@ def linear(
         bias = None if packed.bias is None else packed.bias.to(packed.weight.dtype)
         y = nn.functional.linear(rows.to(packed.weight.dtype), packed.weight, bias).to(x.dtype)
     y = y.view(*x.shape[:-1], N)
-    if gelu:
-        y = reference.gelu_tanh(y)
+    if gelu is not None:
+        y = reference.gelu(y, gelu)
     return y.to(dtype or x.dtype) if residual is None else residual.add_(y)
 
 

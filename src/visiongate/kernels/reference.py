@@ -18,6 +18,10 @@ GROUP = 256
 """Input features that share one activation scale in int8 products."""
 
 
+TORCH_GELUS = {"tanh": "tanh", "erf": "none"}
+"""Torch's names for the forms of GELU."""
+
+
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The int8 form (N, K) of a weight and the float32 scale (N,) of each output channel."""
     rows = weight.float()
@@ -123,9 +127,9 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     return (functional.silu(gate) * up).to(gate_up.dtype)
 
 
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its tanh form, elementwise."""
-    return functional.gelu(x.float(), approximate="tanh").to(x.dtype)
+def gelu(x: Tensor, form: str) -> Tensor:
+    """GELU, elementwise: its approximation by "tanh", or by "erf" itself."""
+    return functional.gelu(x.float(), approximate=TORCH_GELUS[form]).to(x.dtype)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -138,6 +142,23 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def norm_rope(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """Queries or keys (T, H, D), normalised per head if weighed, then turned."""
     return rope(x if weight is None else rms_norm(x, weight, eps), cos, sin)
+
+
+def cut_patches(pixels: Tensor, levels: Tensor, patch: int, merge: int) -> Tensor:
+    """uint8 (height, width, channels) to float32 (patches, channels * patch * patch)."""
+    height, width, channels = pixels.shape
+    numbers = levels.t()[pixels.long(), torch.arange(channels)]
+    blocks = numbers.view(
+        height // patch // merge, merge, patch, width // patch // merge, merge, patch, channels
+    )
+    return blocks.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, channels * patch * patch)
+
+
+def add_weighted_rows(y: Tensor, table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Rows `ids` (T, taps) of a table (rows, C), times weights, added to y (T, C) in place."""
+    for tap, weight in zip(ids.unbind(1), weights.unbind(1), strict=True):
+        y += (functional.embedding(tap, table).float() * weight[:, None]).to(y.dtype)
+    return y
 
 
 def store_kv(

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visiongate import kernels
+from visiongate.kernels import reference
 
 
 def has_kernels(x: Tensor) -> bool:
@@ -52,11 +53,11 @@ class Linear(nn.Module):
             return F.linear(x, self.weight, self.bias)
         return kernels.linear(x, self.packed, dtype=dtype if has_kernels(x) else None)
 
-    def gelu(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """The tanh-approximated GELU of what `forward` gives; kernels write it as `dtype`."""
+    def gelu(self, x: Tensor, form: kernels.Gelu, dtype: torch.dtype) -> Tensor:
+        """The GELU of what `forward` gives; kernels write it as `dtype`."""
         if self.packed is None or not has_kernels(x):
-            return F.gelu(self(x), approximate="tanh")
-        return kernels.linear(x, self.packed, dtype=dtype, gelu=True)
+            return F.gelu(self(x), approximate=reference.TORCH_GELUS[form])
+        return kernels.linear(x, self.packed, dtype=dtype, gelu=form)
 
     def add_to(self, stream: Tensor, x: Tensor) -> Tensor:
         """The stream (..., out) plus what `forward` gives; kernels write over the stream."""

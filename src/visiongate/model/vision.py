@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visiongate import kernels
+from visiongate.kernels import reference
 from visiongate.model.attention import attend_within
 from visiongate.model.config import VisionConfig
 from visiongate.model.inputs import VisionFeatures
@@ -44,17 +45,25 @@ class PatchEmbed(nn.Module):
         shape = (config.temporal_patch_size, config.patch_size, config.patch_size)
         self.proj = nn.Conv3d(config.in_channels, config.hidden_size, shape, stride=shape)
         self._folded: Tensor | None = None
+        self._packed: kernels.PackedLinear | None = None
 
     def forward(self, patches: Tensor) -> Tensor:
         """Maps one frame of patches (N, channels * patch * patch) to (N, C)."""
-        weight = self._folded
-        if weight is None:
-            weight = self.proj.weight.float().sum(2).flatten(1)
-            if not torch.is_grad_enabled():
-                self._folded = weight
         bias = self.proj.bias
         assert bias is not None
+        if has_kernels(patches):
+            if self._packed is None:  # exact at every precision: it is a hundredth of the tower
+                self._packed = kernels.pack_linear(self._fold(), bias, "float32")
+            return kernels.linear(patches, self._packed)
+        weight = self._folded
+        if weight is None:
+            weight = self._fold()
+            if not torch.is_grad_enabled():
+                self._folded = weight
         return F.linear(patches, weight.to(patches.dtype), bias.to(patches.dtype))
+
+    def _fold(self) -> Tensor:
+        return self.proj.weight.float().sum(2).flatten(1)
 
 
 class VisionAttention(nn.Module):
@@ -101,7 +110,7 @@ class VisionMLP(nn.Module):
         return stream
 
     def _map(self, stream: Tensor, x: Tensor) -> Tensor:
-        wide = self.linear_fc1.gelu(x, self.linear_fc2.rows_dtype)
+        wide = self.linear_fc1.gelu(x, "tanh", self.linear_fc2.rows_dtype)
         return self.linear_fc2.add_to(stream, wide)
 
 
@@ -147,10 +156,10 @@ class PatchMerger(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) to (V, decoder C)."""
         if self.norm_after_join:
-            x = self.norm(x.view(-1, self.joined_size))
-        else:
-            x = self.norm(x).view(-1, self.joined_size)
-        return self.linear_fc2(F.gelu(self.linear_fc1(x)))
+            x = x.view(-1, self.joined_size)
+        normed = self.norm(x, self.linear_fc1.rows_dtype).view(-1, self.joined_size)
+        wide = self.linear_fc1.gelu(normed, "erf", self.linear_fc2.rows_dtype)
+        return self.linear_fc2(wide, x.dtype)
 
 
 @dataclass(slots=True, eq=False)
@@ -208,11 +217,10 @@ class VisionTower(nn.Module):
     def begin(self, patches: Tensor, grids: list[Grid]) -> Encoding:
         """Embeds the patches and their positions."""
         tables = [self._position_tables(grid, patches.device) for grid in grids]
-        taps, weights, cos, sin = (torch.cat(parts) for parts in zip(*tables, strict=True))
+        taps, weights, cos, sin = (_joined(parts) for parts in zip(*tables, strict=True))
         hidden = self.patch_embed(patches)
-        for tap, weight in zip(taps.unbind(1), weights.unbind(1), strict=True):
-            learned = self.pos_embed(tap).float() * weight[:, None]  # (N, C)
-            hidden += learned.to(hidden.dtype)
+        add = kernels.add_weighted_rows if has_kernels(hidden) else reference.add_weighted_rows
+        hidden = add(hidden, self.pos_embed.weight, taps, weights)
         lengths = tuple(height * width for height, width in grids)
         return Encoding(hidden, cos, sin, lengths)
 
@@ -267,6 +275,10 @@ def stage_work(config: VisionConfig, stage: int, num_patches: int) -> int:
     joined = C * config.spatial_merge_size**2
     per_merger = N * C * (joined + config.out_hidden_size)
     return 2 * N * C * config.intermediate_size + num_mergers * per_merger
+
+
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def position_tables(config: VisionConfig, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -327,6 +339,9 @@ def to_patches(pixels: Tensor, config: VisionConfig) -> Tensor:
     height, width, channels = pixels.shape
     mean = torch.tensor(config.image_mean, device=pixels.device) * 255
     std = torch.tensor(config.image_std, device=pixels.device) * 255
+    if has_kernels(pixels):
+        levels = (torch.arange(256.0)[:, None] - mean) / std  # what each number stands for
+        return kernels.cut_patches(pixels, levels.t(), patch, merge)
     x = (pixels.float() - mean) / std
     x = x.view(
         height // patch // merge, merge, patch, width // patch // merge, merge, patch, channels

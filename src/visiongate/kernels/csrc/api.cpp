@@ -79,9 +79,9 @@ API void vg_pack_int8(const void* weight, int type, void* panels, float* scale,
 
 API void vg_linear(int product, const void* x, int type, int64_t x_stride, const void* panels,
                    const float* scale, const float* bias, void* y, int64_t M, int64_t N,
-                   int64_t K, int y_type, int has_gelu, int adds) {
+                   int64_t K, int y_type, int gelu, int adds) {
   level->linear({(Product)product, x, (Type)type, x_stride, panels, scale, bias, y, (Type)y_type,
-                 has_gelu != 0, adds != 0, M, N, K});
+                 (Gelu)gelu, adds != 0, M, N, K});
 }
 
 API void vg_embedding(int product, const int64_t* ids, const void* panels, const float* scale,
@@ -119,6 +119,16 @@ API void vg_norm_rope(const void* x, int64_t x_stride, const float* weight, cons
                       const float* sin, void* y, int type, int64_t T, int64_t H, int64_t D,
                       float eps, int y_type) {
   level->norm_rope({x, x_stride, weight, cos, sin, y, (Type)type, (Type)y_type, T, H, D, eps});
+}
+
+API void vg_cut_patches(const uint8_t* pixels, const float* levels, float* patches, int64_t height,
+                        int64_t width, int64_t channels, int64_t patch, int64_t merge) {
+  level->cut_patches({pixels, levels, patches, height, width, channels, patch, merge});
+}
+
+API void vg_add_weighted_rows(float* y, const void* table, int type, const int64_t* ids,
+                              const float* weights, int64_t T, int64_t C, int64_t num_taps) {
+  level->add_weighted_rows({y, table, (Type)type, ids, weights, T, C, num_taps});
 }
 
 API float vg_probe_read(const void* buffer, int64_t num_bytes) {

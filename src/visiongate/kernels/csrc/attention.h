@@ -56,7 +56,9 @@ void pack_rows(int64_t num_steps, uint32_t* panels, const Row& row) {
 template <class T>
 void pack_keys(const Keys& keys, int64_t begin, int64_t count, T* panels) {
   pack_rows(keys.call.D * sizeof(T) / 4, (uint32_t*)panels, [&](int64_t key) {
-    return key < count ? (const uint32_t*)keys.key<T>(begin + key) : nullptr;
+    if (key >= count) return (const uint32_t*)nullptr;
+    expect_row(keys.key<T>(begin + smaller(key + kRowsAhead, count - 1)), keys.call.D);
+    return (const uint32_t*)keys.key<T>(begin + key);
   });
 }
 
@@ -64,13 +66,19 @@ void pack_keys(const Keys& keys, int64_t begin, int64_t count, T* panels) {
 inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t padded_D,
                         float* values) {
   for (int64_t key = 0; key < count; ++key) {
+    expect_row(keys.value<float>(begin + smaller(key + kRowsAhead, count - 1)), keys.call.D);
     memcpy(values + key * padded_D, keys.value<float>(begin + key), keys.call.D * 4);
     for (int64_t d = keys.call.D; d < padded_D; ++d) values[key * padded_D + d] = 0;
   }
 }
-// A value as bfloat16, where it lies or in `row`.
-inline const uint16_t* bfloat16_value(const Keys& keys, int64_t position, uint16_t* row) {
-  if (keys.call.v_type == kBfloat16) return keys.value<uint16_t>(position);
+// A value as bfloat16, where it lies or in `row`; the one at `next` is read soon.
+inline const uint16_t* bfloat16_value(const Keys& keys, int64_t position, int64_t next,
+                                      uint16_t* row) {
+  if (keys.call.v_type == kBfloat16) {
+    expect_row(keys.value<uint16_t>(next), keys.call.D);
+    return keys.value<uint16_t>(position);
+  }
+  expect_row(keys.value<float>(next), keys.call.D);
   const float* value = keys.value<float>(position);
   for (int64_t d = 0; d < keys.call.D; d += Simd::kLanes)
     Simd::store(row + d, load_part(value + d, keys.call.D - d));
@@ -80,10 +88,13 @@ inline void pack_values(const Keys& keys, int64_t begin, int64_t count, int64_t 
                         uint16_t* values) {
   uint32_t* pairs = (uint32_t*)values;
   uint16_t* rows = (uint16_t*)scratch(kRow, 2 * padded_D * sizeof(uint16_t));
+  const auto value = [&](int64_t key, uint16_t* row) {
+    return bfloat16_value(keys, begin + key, begin + smaller(key + kRowsAhead, count - 1), row);
+  };
   for (int64_t key = 0; key < count; key += 2, pairs += padded_D) {
-    const uint16_t* first = bfloat16_value(keys, begin + key, rows);
+    const uint16_t* first = value(key, rows);
     if (key + 1 < count) {
-      const uint16_t* second = bfloat16_value(keys, begin + key + 1, rows + padded_D);
+      const uint16_t* second = value(key + 1, rows + padded_D);
       for (int64_t d = 0; d < keys.call.D; ++d) pairs[d] = first[d] | (uint32_t)second[d] << 16;
     } else {
       for (int64_t d = 0; d < keys.call.D; ++d) pairs[d] = first[d];
@@ -210,6 +221,7 @@ struct AttentionTask {
       for (int64_t row = 0; row < num_rows(); ++row) {
         const int64_t token = first_token + row / group, head = keys.head * group + row % group;
         const auto* x = from + token * call.q_stride + head * D;
+        if (row % group == 0) expect_row(x + kRowsAhead * call.q_stride, group * D);
         states[row] = RowState();
         for (int64_t d = 0; d < D; d += Simd::kLanes) Simd::store(one + d, load_part(x + d, D - d));
         const int64_t first = row / kMaxRows * kMaxRows;

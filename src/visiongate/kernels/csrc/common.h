@@ -150,10 +150,26 @@ inline Simd::Float sigmoid_times(Simd::Float x, Simd::Float a) {
 }
 
 // x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)), which is GELU's tanh form.
-inline Simd::Float gelu_of(Simd::Float x) {
+inline Simd::Float tanh_gelu_of(Simd::Float x) {
   const Simd::Float square = Simd::mul(x, x);
   const Simd::Float inner = Simd::fma(square, Simd::set1(0.0713548163f), Simd::set1(1.59576912f));
   return sigmoid_times(x, Simd::mul(x, inner));
+}
+
+// x * (1 + erf(x / sqrt(2))) / 2, which is GELU itself. The half of erfc is a polynomial of
+// 1 / (1 + 0.2316419 * |x|) times exp(-x * x / 2), to 8e-8; it stays above 2 ** -100, so that all numbers are normal ones.
+// Source: Abramowitz and Stegun, 7.1.26.
+inline Simd::Float erf_gelu_of(Simd::Float x) {
+  const Simd::Float size = Simd::abs(x), one = Simd::set1(1.0f);
+  const Simd::Float t = Simd::div(one, Simd::fma(size, Simd::set1(0.231641888f), one));
+  Simd::Float p = Simd::fma(Simd::set1(0.5307027145f), t, Simd::set1(-0.7265760135f));
+  p = Simd::fma(p, t, Simd::set1(0.7107068705f));
+  p = Simd::fma(p, t, Simd::set1(-0.142248368f));
+  p = Simd::fma(p, t, Simd::set1(0.127414796f));
+  const Simd::Float power = Simd::mul(Simd::mul(x, x), Simd::set1(-0.72134752f));
+  const Simd::Float bell = exp2<5>(Simd::max(power, Simd::set1(-100.0f)));
+  const Simd::Float lost = Simd::mul(Simd::mul(Simd::mul(p, t), bell), size);
+  return Simd::sub(Simd::max(x, Simd::zero()), lost);
 }
 
 // Quantises one group: whole numbers in [-127, 127] plus 128; returns the scale.

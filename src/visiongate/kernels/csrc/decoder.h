@@ -45,8 +45,8 @@ struct DecoderRows {
 
 inline void apply_map(const MapWeights& map, const void* x, Type x_type, int64_t T, int64_t K,
                       float* y, bool adds) {
-  linear({(Product)map.product, x, x_type, K, map.panels, map.scale, map.bias, y, kFloat32, false,
-          adds, T, map.N, K});
+  linear({(Product)map.product, x, x_type, K, map.panels, map.scale, map.bias, y, kFloat32,
+          kNoGelu, adds, T, map.N, K});
 }
 
 // Adds attention of the normed rows to the stream, and their keys and values to the cache.

@@ -1,5 +1,7 @@
 // What a linear layer's sums become on their way to memory: scaled, biased, bent, added, rounded.
 #pragma once
+#include <type_traits>
+
 #include "tile.h"
 
 namespace visiongate {
@@ -18,7 +20,7 @@ inline void expect_outputs(const LinearCall& call, int64_t first_row, int64_t nu
 }
 
 // Columns `begin` to `begin + 2 * kLanes` of some rows; kIsWhole: all of them are outputs.
-template <bool kHasScale, bool kHasGelu, bool kAdds, bool kIsWhole, class T>
+template <bool kHasScale, Gelu kGelu, bool kAdds, bool kIsWhole, class T>
 void finish_columns(const LinearCall& call, const float* sums, int64_t num_rows, int64_t begin,
                     T* y) {
   constexpr int kLanes = Simd::kLanes;
@@ -38,7 +40,8 @@ void finish_columns(const LinearCall& call, const float* sums, int64_t num_rows,
       out[v] = Simd::load(sums + v * kLanes);
       if (kHasScale) out[v] = Simd::mul(out[v], scale[v]);
       if (call.bias) out[v] = Simd::add(out[v], bias[v]);
-      if (kHasGelu) out[v] = gelu_of(out[v]);
+      if (kGelu == kTanhGelu) out[v] = tanh_gelu_of(out[v]);
+      if (kGelu == kErfGelu) out[v] = erf_gelu_of(out[v]);
       if (kAdds && count(v) > 0) out[v] = Simd::add(load_part(y + v * kLanes, count(v)), out[v]);
     }
     if (kIsWhole) {
@@ -50,7 +53,7 @@ void finish_columns(const LinearCall& call, const float* sums, int64_t num_rows,
   }
 }
 
-template <bool kHasScale, bool kHasGelu, bool kAdds>
+template <bool kHasScale, Gelu kGelu, bool kAdds>
 void finish_panel(const LinearCall& call, const float* sums, int64_t first_row, int64_t num_rows,
                   int64_t panel) {
   with_type(call.y_type, call.y, [&](auto* y) {
@@ -59,9 +62,9 @@ void finish_panel(const LinearCall& call, const float* sums, int64_t first_row, 
       auto* to = y + first_row * call.N + begin;
       const float* from = sums + begin % kPanel;
       if (begin + 2 * Simd::kLanes <= end)
-        finish_columns<kHasScale, kHasGelu, kAdds, true>(call, from, num_rows, begin, to);
+        finish_columns<kHasScale, kGelu, kAdds, true>(call, from, num_rows, begin, to);
       else
-        finish_columns<kHasScale, kHasGelu, kAdds, false>(call, from, num_rows, begin, to);
+        finish_columns<kHasScale, kGelu, kAdds, false>(call, from, num_rows, begin, to);
     }
   });
 }
@@ -71,11 +74,16 @@ template <class Product>
 void finish_rows(const LinearCall& call, const float* sums, int64_t first_row, int64_t num_rows,
                  int64_t panel) {
   constexpr bool kHasScale = Product::kUnit == 4;  // int8
-  if (call.has_gelu)
-    return call.adds ? finish_panel<kHasScale, true, true>(call, sums, first_row, num_rows, panel)
-                     : finish_panel<kHasScale, true, false>(call, sums, first_row, num_rows, panel);
-  return call.adds ? finish_panel<kHasScale, false, true>(call, sums, first_row, num_rows, panel)
-                   : finish_panel<kHasScale, false, false>(call, sums, first_row, num_rows, panel);
+  const auto finish = [&](auto gelu) {
+    constexpr Gelu kGelu = decltype(gelu)::value;
+    return call.adds ? finish_panel<kHasScale, kGelu, true>(call, sums, first_row, num_rows, panel)
+                     : finish_panel<kHasScale, kGelu, false>(call, sums, first_row, num_rows, panel);
+  };
+  switch (call.gelu) {
+    case kNoGelu: return finish(std::integral_constant<Gelu, kNoGelu>());
+    case kTanhGelu: return finish(std::integral_constant<Gelu, kTanhGelu>());
+    case kErfGelu: return finish(std::integral_constant<Gelu, kErfGelu>());
+  }
 }
 
 }  // namespace

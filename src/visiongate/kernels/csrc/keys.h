@@ -7,6 +7,13 @@ namespace {
 
 constexpr int kKeys = 256;  // keys of a block of attention: four panels
 constexpr float kRoom = 8;  // probabilities may reach 2 ** kRoom
+constexpr int64_t kRowsAhead = 16;  // rows of a head come from far away, each from another page
+
+// Fetches `count` numbers that are read soon.
+template <class T>
+inline void expect_row(const T* row, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / (int64_t)sizeof(T)) __builtin_prefetch(row + i);
+}
 
 // Those of one sequence and one key head.
 struct Keys {

@@ -14,6 +14,9 @@ enum Product {
   kInt8OverInt8 = 3,                 // int8 products, int32 sums, float32 scales
 };
 
+// Which GELU a linear layer's results go through; native.py names them too.
+enum Gelu { kNoGelu = 0, kTanhGelu = 1, kErfGelu = 2 };
+
 struct PackCall {
   const void* weight;  // (N, K)
   Type type;
@@ -32,7 +35,7 @@ struct LinearCall {
   const float* bias;  // (N) or null
   void* y;            // (M, N)
   Type y_type;
-  bool has_gelu;  // of what is written
+  Gelu gelu;      // of what is written
   bool adds;      // to what y holds
   int64_t M, N, K;
 };
@@ -105,6 +108,24 @@ struct StoreCall {
   int64_t T, Hkv, D, block_size;
 };
 
+// A picture's patches: (height, width, channels) to (patches, channels, patch, patch).
+struct PatchesCall {
+  const uint8_t* pixels;
+  const float* levels;  // (channels, 256), what a pixel's number stands for
+  float* patches;
+  int64_t height, width, channels, patch, merge;
+};
+
+// Adds to each row of y (T, C) some rows of a table (rows, C), weighted.
+struct WeightedRowsCall {
+  float* y;
+  const void* table;
+  Type type;             // of the table
+  const int64_t* ids;    // (T, num_taps)
+  const float* weights;  // (T, num_taps)
+  int64_t T, C, num_taps;
+};
+
 // A linear map of a decoder layer; decoder.py has the same fields.
 struct MapWeights {
   const void* panels;
@@ -148,6 +169,8 @@ struct Level {
   void (*silu_mul)(const void* gate_up, Type type, void* y, Type y_type, int64_t T, int64_t I);
   void (*norm_rope)(const RopeCall&);
   void (*store_kv)(const StoreCall&);
+  void (*cut_patches)(const PatchesCall&);
+  void (*add_weighted_rows)(const WeightedRowsCall&);
   void (*decoder)(const DecoderCall&);
   float (*probe_read)(const void* buffer, int64_t num_bytes);
   double (*probe_products)(Product product, int64_t num_rounds);

@@ -9,6 +9,7 @@
 #include "decoder.h"
 #include "linear.h"
 #include "packing.h"
+#include "pictures.h"
 #include "probe.h"
 #include "small.h"
 
@@ -17,7 +18,8 @@ namespace visiongate {
 const Level* scalar_level() {
   static const Level level = {
       "scalar", pack,     linear,   embedding, attention, rms_norm,
-      layer_norm, silu_mul, norm_rope, store_kv, decoder,
+      layer_norm, silu_mul, norm_rope, store_kv, cut_patches, add_weighted_rows,
+      decoder,
       probe_read, probe_products,
   };
   return &level;

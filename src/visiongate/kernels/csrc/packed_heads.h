@@ -50,8 +50,6 @@ struct PackedHead {
 // Packs the keys and values of one picture's head. V is the type of values.
 template <class V>
 struct Packing {
-  static constexpr int64_t kRowsAhead = 16;  // rows come from far away, each from another page
-
   const uint16_t* k;
   const V* v;
   int64_t k_stride, v_stride, num_keys;

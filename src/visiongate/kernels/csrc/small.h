@@ -5,13 +5,14 @@
 namespace visiongate {
 namespace {
 
-// Sum over a row of f(c, count), a vector of numbers made from elements c to c + count.
-template <class F>
+// Sum over a row of f(c, count), a vector of numbers made from elements c to c + count; kIsWhole: all of
+// these are whole vectors.
+template <bool kIsWhole = false, class F>
 float sum_row(int64_t C, const F& f) {
   Simd::Float sum = Simd::zero();
   for (int64_t c = 0; c < C; c += Simd::kLanes) {
-    const Simd::Float part = f(c, smaller(Simd::kLanes, C - c));
-    sum = Simd::add(sum, Simd::first_lanes((int)smaller(Simd::kLanes, C - c), part, Simd::zero()));
+    const int64_t count = kIsWhole ? (int64_t)Simd::kLanes : smaller(Simd::kLanes, C - c);
+    sum = Simd::add(sum, Simd::first_lanes((int)count, f(c, count), Simd::zero()));
   }
   return Simd::sum(sum);
 }
@@ -83,46 +84,78 @@ inline void silu_mul(const void* gate_up, Type type, void* y, Type y_type, int64
   });
 }
 
-// One head of one token: y = x_normalised * cos + (-second half, first half) * sin.
-template <class T, class Y>
-void norm_rope_head(const RopeCall& call, const T* x, const float* cos, const float* sin, Y* y) {
-  const int64_t D = call.D, half = D / 2;
-  float scale = 1.0f;
-  if (call.weight) {
-    const float square = sum_row(D, [&](int64_t d, int64_t n) {
-      const Simd::Float part = load_part(x + d, n);
-      return Simd::mul(part, part);
-    });
-    scale = inverse_root(square / (float)D + call.eps);
+// One vector of both halves of a head: y = x * cos + (-second half, first half) * sin.
+struct Angles {
+  Simd::Float first_cos, first_sin, second_cos, second_sin;
+
+  Angles(const float* cos, const float* sin, int64_t half, int64_t n)
+      : first_cos(load_part(cos, n)), first_sin(load_part(sin, n)),
+        second_cos(load_part(cos + half, n)), second_sin(load_part(sin + half, n)) {}
+
+  template <class Y>
+  void turn(Simd::Float first, Simd::Float second, Y* y, int64_t half, int64_t n) const {
+    const Simd::Float x = Simd::mul(first, first_cos), x_other = Simd::mul(second, first_sin);
+    const Simd::Float z = Simd::mul(second, second_cos), z_other = Simd::mul(first, second_sin);
+    store_part(y, Simd::sub(x, x_other), n);
+    store_part(y + half, Simd::add(z, z_other), n);
   }
-  const auto normalised = [&](int64_t d, int64_t n) {
-    const Simd::Float part = load_part(x + d, n);
-    if (!call.weight) return part;
-    return Simd::mul(Simd::mul(part, Simd::set1(scale)), load_part(call.weight + d, n));
-  };
+};
+
+// The heads of one token, (H, D); kIsWhole: half a head is whole vectors. Angles are read once.
+template <bool kIsWhole, class T, class Y>
+void rope_heads(const RopeCall& call, const T* x, const float* cos, const float* sin, Y* y) {
+  const int64_t D = call.D, half = D / 2;
   for (int64_t d = 0; d < half; d += Simd::kLanes) {
-    const int64_t n = half - d;
-    const Simd::Float first = normalised(d, n), second = normalised(half + d, n);
-    const Simd::Float first_sin = Simd::mul(second, load_part(sin + d, n));
-    const Simd::Float second_sin = Simd::mul(first, load_part(sin + half + d, n));
-    const Simd::Float first_cos = Simd::mul(first, load_part(cos + d, n));
-    const Simd::Float second_cos = Simd::mul(second, load_part(cos + half + d, n));
-    store_part(y + d, Simd::sub(first_cos, first_sin), n);
-    store_part(y + half + d, Simd::add(second_cos, second_sin), n);
+    const int64_t n = kIsWhole ? (int64_t)Simd::kLanes : half - d;
+    const Angles angles(cos + d, sin + d, half, n);
+    for (int64_t place = d; place < call.H * D; place += D) {
+      __builtin_prefetch(x + call.x_stride + place);  // the next token's lies in another page
+      __builtin_prefetch(x + call.x_stride + place + half);
+      angles.turn(load_part(x + place, n), load_part(x + place + half, n), y + place, half, n);
+    }
   }
 }
 
-inline void norm_rope(const RopeCall& call) {
+// The same, after each head's root mean square and the weight.
+template <bool kIsWhole, class T, class Y>
+void norm_rope_heads(const RopeCall& call, const T* x, const float* cos, const float* sin, Y* y) {
+  const int64_t D = call.D, half = D / 2;
+  for (const T* end = x + call.H * D; x < end; x += D, y += D) {
+    const float square = sum_row<kIsWhole>(D, [&](int64_t d, int64_t n) {
+      const Simd::Float part = load_part(x + d, n);
+      return Simd::mul(part, part);
+    });
+    const Simd::Float scale = Simd::set1(inverse_root(square / (float)D + call.eps));
+    const auto normalised = [&](int64_t d, int64_t n) {
+      return Simd::mul(Simd::mul(load_part(x + d, n), scale), load_part(call.weight + d, n));
+    };
+    for (int64_t d = 0; d < half; d += Simd::kLanes) {
+      const int64_t n = kIsWhole ? (int64_t)Simd::kLanes : half - d;
+      const Angles angles(cos + d, sin + d, half, n);
+      angles.turn(normalised(d, n), normalised(half + d, n), y + d, half, n);
+    }
+  }
+}
+
+template <bool kIsWhole>
+void norm_rope_rows(const RopeCall& call) {
   parallel_rows(call.T, call.H * call.D, [&](int64_t t) {
+    const float *cos = call.cos + t * call.D, *sin = call.sin + t * call.D;
     with_type(call.type, call.x, [&](auto* x) {
       with_type(call.y_type, call.y, [&](auto* y) {
-        const int64_t D = call.D;
-        for (int64_t h = 0; h < call.H; ++h)
-          norm_rope_head(call, x + t * call.x_stride + h * D, call.cos + t * D, call.sin + t * D,
-                         y + (t * call.H + h) * D);
+        x += t * call.x_stride;
+        y += t * call.H * call.D;
+        if (call.weight)
+          norm_rope_heads<kIsWhole>(call, x, cos, sin, y);
+        else
+          rope_heads<kIsWhole>(call, x, cos, sin, y);
       });
     });
   });
+}
+
+inline void norm_rope(const RopeCall& call) {
+  call.D % (2 * Simd::kLanes) == 0 ? norm_rope_rows<true>(call) : norm_rope_rows<false>(call);
 }
 
 template <class From, class To>
