@@ -216,17 +216,17 @@ def _serve(
 class HeldEvents:
     """Holds back the news of answers that nobody watches, until they are complete.
 
-    A message for every token wakes the gateway between two steps, on the cores that compute them.
-    The first news of an answer goes out at once: it tells that the answer has begun, and when.
+    A message wakes the gateway between two steps, on the cores that compute them. When the answer
+    began stands in its usage.
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, list[TokenEvent] | None] = {}  # None until the first news is out
+        self._held: dict[str, list[TokenEvent]] = {}
 
     def begin(self, request: Request) -> None:
         """Takes note of a new request."""
         if not request.is_streamed:
-            self._held[request.request_id] = None
+            self._held[request.request_id] = []
 
     def forget(self, request_id: str) -> None:
         """Drops what is held of a request that was aborted."""
@@ -239,12 +239,9 @@ class HeldEvents:
             if event.request_id not in self._held:
                 ready.append(event)
             elif event.is_final:
-                ready += [*(self._held.pop(event.request_id) or ()), event]
-            elif (held := self._held[event.request_id]) is None:
-                self._held[event.request_id] = []
-                ready.append(event)
+                ready += [*self._held.pop(event.request_id), event]
             else:
-                held.append(event)
+                self._held[event.request_id].append(event)
         return ready
 
 
