@@ -139,6 +139,7 @@ def test_the_receipt_says_what_the_model_saw(server: Server) -> None:
         "first_token_ms",
         "total_ms",
     }
+    assert 0 < vision["timing"]["first_token_ms"] <= vision["timing"]["total_ms"]
 
 
 def test_reported_time_is_the_time_that_the_client_waits(server: Server) -> None:

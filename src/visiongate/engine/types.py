@@ -177,8 +177,8 @@ class Request(Crossing):
         cache_salt: prefixes and features are shared only between equal salts (one per API key).
         deadline_seconds: ends with `deadline` this long after the worker got it; None for never.
         priority: lower goes first among waiting requests; batch work uses 1.
-        is_streamed: whether somebody reads the events as they come; else the worker sends the first
-            at once and all others with the last.
+        is_streamed: whether somebody reads the events as they come; else the worker sends them all
+            with the last.
     """
 
     request_id: str

@@ -1,8 +1,8 @@
 """The engine in its own process: requests in, events out, a heartbeat all the time.
 
-    gateway process                      worker process
-    WorkerProcess.send(...)  --pipe-->   reader thread --> inbox --> engine thread: Engine.step
-    WorkerProcess.receive()  <--pipe--   engine thread: Events;  heartbeat thread: Heartbeat
+    gateway process                            worker process
+    WorkerProcess.send(...)         --pipe-->  engine thread, between steps: Engine.step
+    WorkerProcess.receive_ready()   <--pipe--  engine thread: Events;  heartbeat thread: Heartbeat
 
 The gateway's side imports no tensor library; the worker's side imports it first thing.
 """
@@ -14,20 +14,19 @@ import gc
 import logging
 import multiprocessing
 import os
-import queue
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visiongate.engine.pipe import MessagePipe
+from visiongate.engine.pipe import MessagePipe, Sender
 from visiongate.engine.processes import process_rss_bytes
 from visiongate.engine.types import (
     Crossing,
@@ -116,12 +115,13 @@ FromWorker = Loading | Ready | Failed | Events | Heartbeat | LogRecord
 
 
 class WorkerProcess:
-    """The gateway's handle of one worker. `receive` may run in another thread than `send`."""
+    """The gateway's handle of one worker; nothing waits but its start and its end."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         context = multiprocessing.get_context("spawn")
-        connection, theirs = context.Pipe()
-        self._pipe = MessagePipe(connection)
+        mine, theirs = socket.socketpair()
+        self._pipe = MessagePipe(mine)
+        self._sender = Sender(self._pipe)
         self.process: SpawnProcess = context.Process(
             target=run_worker, args=(theirs, settings), name="visiongate-worker", daemon=True
         )
@@ -133,20 +133,21 @@ class WorkerProcess:
         """The process id."""
         return self.process.pid
 
-    def send(self, message: ToWorker) -> None:
-        """Hands a message over; a worker that is gone is noticed by `receive`."""
-        try:
-            self._pipe.send(message)
-        except (OSError, ValueError):
-            logger.debug("a message to a worker that is gone was dropped")
+    def fileno(self) -> int:
+        """The descriptor that is readable when the worker has said something, or has ended."""
+        return self._pipe.fileno()
 
-    def receive(self) -> FromWorker:
-        """The next message; waits for it. Raises EOFError once the worker has ended."""
+    def send(self, message: ToWorker) -> None:
+        """Hands a message over; a worker that is gone is noticed by `receive_ready`."""
+        self._sender.send(message)
+
+    def receive_ready(self) -> list[FromWorker]:
+        """The messages that have arrived. Raises EOFError once the worker has ended."""
         try:
-            message: FromWorker = self._pipe.receive()
+            messages: list[FromWorker] = self._pipe.receive_ready()
         except (OSError, ValueError) as error:
             raise EOFError from error
-        return message
+        return messages
 
     def stop(self, grace_seconds: float = 3.0) -> None:
         """Ends the process: asks, then kills."""
@@ -155,6 +156,10 @@ class WorkerProcess:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+
+    def close(self) -> None:
+        """Closes the pipe; nobody may be watching `fileno` any more."""
+        self._sender.close()
         self._pipe.close()
 
     def kill(self) -> None:
@@ -162,11 +167,11 @@ class WorkerProcess:
         self.process.kill()
 
 
-def run_worker(connection: Connection, settings: WorkerSettings) -> None:
+def run_worker(end: socket.socket, settings: WorkerSettings) -> None:
     """The worker process's main function; returns only when there is nothing left to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's; it stops us
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    pipe = MessagePipe(connection)
+    pipe = MessagePipe(end)
     outbox = _Outbox(pipe)
     logging.getLogger().addHandler(_PipeHandler(outbox))
     try:
@@ -181,22 +186,18 @@ def run_worker(connection: Connection, settings: WorkerSettings) -> None:
         logger.exception("loading failed")
         outbox.send(Failed("the model could not be loaded; error.log has the reason", False))
         sys.exit(1)
-    inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(pipe, inbox), daemon=True).start()
     threading.Thread(target=_beat, args=(engine, outbox), daemon=True).start()
     outbox.send(Ready(model))
-    _serve(engine, inbox, outbox, settings.check_seconds)
+    _serve(engine, pipe, outbox, settings.check_seconds)
 
 
-def _serve(
-    engine: Engine, inbox: queue.SimpleQueue[ToWorker], outbox: _Outbox, check_seconds: float
-) -> None:
+def _serve(engine: Engine, pipe: MessagePipe, outbox: _Outbox, check_seconds: float) -> None:
     """The engine thread: takes messages between steps, sends each step's events."""
     held = HeldEvents()
     next_check = time.monotonic() + check_seconds
     while True:
-        wait = None if engine.has_work else max(0.0, next_check - time.monotonic())
-        for message in _drain(inbox, wait):
+        wait = 0.0 if engine.has_work else max(0.0, next_check - time.monotonic())
+        for message in _read(pipe, wait):
             match message:
                 case Add(request):
                     held.begin(request)
@@ -216,17 +217,17 @@ def _serve(
 class HeldEvents:
     """Holds back the news of answers that nobody watches, until they are complete.
 
-    A message for every token wakes the gateway between two steps, on the cores that compute them.
-    The first news of an answer goes out at once: it tells that the answer has begun, and when.
+    A message wakes the gateway between two steps, on the cores that compute them. When the answer
+    began stands in its usage.
     """
 
     def __init__(self) -> None:
-        self._held: dict[str, list[TokenEvent] | None] = {}  # None until the first news is out
+        self._held: dict[str, list[TokenEvent]] = {}
 
     def begin(self, request: Request) -> None:
         """Takes note of a new request."""
         if not request.is_streamed:
-            self._held[request.request_id] = None
+            self._held[request.request_id] = []
 
     def forget(self, request_id: str) -> None:
         """Drops what is held of a request that was aborted."""
@@ -239,33 +240,19 @@ class HeldEvents:
             if event.request_id not in self._held:
                 ready.append(event)
             elif event.is_final:
-                ready += [*(self._held.pop(event.request_id) or ()), event]
-            elif (held := self._held[event.request_id]) is None:
-                self._held[event.request_id] = []
-                ready.append(event)
+                ready += [*self._held.pop(event.request_id), event]
             else:
-                held.append(event)
+                self._held[event.request_id].append(event)
         return ready
 
 
-def _drain(inbox: queue.SimpleQueue[ToWorker], wait: float | None) -> list[ToWorker]:
-    """All messages that are there; with `wait`, sleeps until the first or the time is over."""
-    messages: list[ToWorker] = []
+def _read(pipe: MessagePipe, wait_seconds: float) -> list[ToWorker]:
+    """The messages that are there; when the gateway is gone there is nothing left to do."""
     try:
-        messages.append(inbox.get_nowait() if wait is None else inbox.get(timeout=wait))
-        while True:
-            messages.append(inbox.get_nowait())
-    except queue.Empty:
-        return messages
-
-
-def _read(pipe: MessagePipe, inbox: queue.SimpleQueue[ToWorker]) -> None:
-    """The reader thread; when the gateway is gone there is nothing left to do."""
-    while True:
-        try:
-            inbox.put(pipe.receive())
-        except (EOFError, OSError):
-            os._exit(0)
+        messages: list[ToWorker] = pipe.receive_begun(wait_seconds)
+    except (EOFError, OSError):
+        os._exit(0)
+    return messages
 
 
 def _beat(engine: Engine, outbox: _Outbox) -> None:

@@ -416,11 +416,12 @@ class Answer:
     ) -> AsyncGenerator[Thought | Delta | Ended, None]:
         draft = self.drafts[index]
         splitter = ReasoningSplitter() if self.thinks else None
+        waited_seconds = time.monotonic() - self.note.started
         generated = self._answers.backend.generate(request)
         try:
             async for event in generated:
-                if (event.text or event.logprobs) and self.first_token_seconds is None:
-                    self.first_token_seconds = time.monotonic() - self.note.started
+                if (event.text or event.logprobs) and self._is_watched:
+                    self._note_first_token(time.monotonic() - self.note.started)
                 thought, text, logprobs = "", event.text, event.logprobs
                 if isinstance(event, ReasoningEvent):
                     thought, text = event.text, ""
@@ -441,6 +442,9 @@ class Answer:
                     yield Delta(index, text, logprobs)
                 if event.finish_reason is not None:
                     draft.usage = event.usage or draft.usage
+                    has_begun = bool(draft.text or draft.reasoning or draft.logprobs)
+                    if has_begun and not self._is_watched:  # all its events came at once
+                        self._note_first_token(waited_seconds + draft.usage.first_token_seconds)
                     if event.finish_reason == "abort":
                         raise Unavailable("the server is stopping; try again soon")
                     yield Ended(index, event.finish_reason)
@@ -448,6 +452,13 @@ class Answer:
             close = getattr(generated, "aclose", None)
             if close is not None:
                 await close()
+
+    def _note_first_token(self, seconds: float) -> None:
+        """Of several answers the earliest counts."""
+        if self.first_token_seconds is None:
+            self.first_token_seconds = seconds
+        else:
+            self.first_token_seconds = min(self.first_token_seconds, seconds)
 
     async def _wait_for_worker(self) -> None:
         """Waits a little for another worker; the second attempt raises when there is none."""

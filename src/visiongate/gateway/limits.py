@@ -7,6 +7,7 @@ have a bound too, so that many large uploads at once are told 503 instead of fil
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable
 from typing import Final
@@ -110,7 +111,7 @@ class _Body:
         if self.is_complete:
             return await self._receive()
         try:
-            message = await asyncio.wait_for(self._receive(), self._pause_seconds)
+            message = await _within(self._pause_seconds, self._receive)
         except asyncio.TimeoutError:
             raise _too_slow() from None
         if message["type"] != "http.request":
@@ -135,7 +136,7 @@ class _Body:
         end = time.monotonic() + LINGER_SECONDS
         while not self.is_complete and time.monotonic() < end:
             try:
-                message = await asyncio.wait_for(self._receive(), end - time.monotonic())
+                message = await _within(end - time.monotonic(), self._receive)
             except asyncio.TimeoutError:
                 return
             self.is_complete = not message.get("more_body", False)
@@ -149,6 +150,14 @@ async def _refuse(problem: Problem, path: str, body: _Body, send: Send) -> None:
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
     await body.linger()
     await send({"type": "http.response.body", "body": b""})
+
+
+async def _within(seconds: float, receive: Receive) -> Message:
+    """The next message; raises asyncio.TimeoutError when it takes longer."""
+    if sys.version_info < (3, 11):
+        return await asyncio.wait_for(receive(), seconds)
+    async with asyncio.timeout(seconds):  # without the task that `wait_for` makes before 3.12
+        return await receive()
 
 
 def _content_length(scope: Scope) -> int | None:

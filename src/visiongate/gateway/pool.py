@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import queue
-import threading
 import time
 from array import array
 from collections import OrderedDict
@@ -25,7 +23,6 @@ from visiongate.engine.worker import (
     Loading,
     LogRecord,
     Ready,
-    ToWorker,
     WorkerProcess,
 )
 from visiongate.errors import ModelNotLoaded, WorkerDied
@@ -58,7 +55,6 @@ class _Worker:
     index: int
     settings: WorkerSettings
     process: WorkerProcess | None = None
-    outbox: queue.SimpleQueue[ToWorker | None] = field(default_factory=queue.SimpleQueue)
     model: ModelInfo | None = None
     loading: Loading | None = None
     failure: str = ""
@@ -189,7 +185,9 @@ class WorkerPool:
         if not worker.requests:
             worker.last_progress = time.monotonic()
         worker.requests[request.request_id] = events
-        worker.outbox.put(Add(request))
+        process = worker.process
+        assert process is not None
+        process.send(Add(request))
         try:
             while True:
                 event = await events.get()
@@ -202,7 +200,7 @@ class WorkerPool:
                     return
         finally:
             if worker.requests.pop(request.request_id, None) is not None:
-                worker.outbox.put(Abort(request.request_id))  # harmless when it has ended
+                process.send(Abort(request.request_id))  # harmless when it has ended
 
     def _choose(self, request: Request) -> _Worker:
         """The least loaded worker that is ready, or one little busier that knows the beginning.
@@ -226,35 +224,28 @@ class WorkerPool:
     # ---- processes
 
     async def _spawn(self, worker: _Worker) -> None:
-        """Starts a process, with one thread that reads from it and one that writes to it."""
+        """Starts a process and listens to it."""
         worker.model = None
         worker.loading = None
-        worker.outbox = queue.SimpleQueue()
         worker.last_message = worker.last_progress = time.monotonic()
         process = await asyncio.to_thread(WorkerProcess, worker.settings)
         worker.process = process
-        for target, args in (
-            (self._read, (worker, process)),
-            (_write, (process, worker.outbox)),
-        ):
-            threading.Thread(target=target, args=args, daemon=True).start()
+        assert self._loop is not None
+        self._loop.add_reader(process.fileno(), self._listen, worker, process)
 
-    def _read(self, worker: _Worker, process: WorkerProcess) -> None:
-        """The reader thread of one process: passes everything on to the event loop."""
-        loop = self._loop
-        assert loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            while True:
-                try:
-                    message = process.receive()
-                except EOFError:
-                    loop.call_soon_threadsafe(self._on_end, worker, process)
-                    return
-                loop.call_soon_threadsafe(self._on_receive, worker, process, message)
+    def _listen(self, worker: _Worker, process: WorkerProcess) -> None:
+        """Takes what a process has said, or that it has ended."""
+        assert self._loop is not None
+        try:
+            messages = process.receive_ready()
+        except EOFError:
+            self._loop.remove_reader(process.fileno())
+            self._on_end(worker)
+            return
+        for message in messages:
+            self._on_receive(worker, message)
 
-    def _on_receive(self, worker: _Worker, process: WorkerProcess, message: FromWorker) -> None:
-        if worker.process is not process:
-            return  # the last words of a process that was replaced
+    def _on_receive(self, worker: _Worker, message: FromWorker) -> None:
         worker.last_message = time.monotonic()
         match message:
             case Events(events):
@@ -285,12 +276,9 @@ class WorkerPool:
             if event.is_final:
                 del worker.requests[event.request_id]
 
-    def _on_end(self, worker: _Worker, process: WorkerProcess) -> None:
+    def _on_end(self, worker: _Worker) -> None:
         """A process has ended: its requests end with an error, and a new one is started."""
-        if worker.process is not process:
-            return
         worker.model = None
-        worker.outbox.put(None)
         for waiting in worker.requests.values():
             waiting.put_nowait(
                 WorkerDied(
@@ -312,8 +300,8 @@ class WorkerPool:
         worker.failures_in_a_row += 1
         code = None
         if worker.process is not None:
-            await asyncio.to_thread(worker.process.stop, 0.1)
-            code = worker.process.process.exitcode
+            code = await self._end(worker.process, grace_seconds=0.1)
+            worker.process = None
         logger.error(
             "worker %d ended with code %s; restart %d in %.1f s",
             worker.index,
@@ -336,15 +324,18 @@ class WorkerPool:
                     worker.last_message = worker.last_progress = time.monotonic()
 
     async def _stop_worker(self, worker: _Worker) -> None:
-        worker.outbox.put(None)
         if worker.process is not None:
-            await asyncio.to_thread(worker.process.stop)
+            await self._end(worker.process)
+            worker.process = None
+        self._on_end(worker)
 
-
-def _write(process: WorkerProcess, outbox: queue.SimpleQueue[ToWorker | None]) -> None:
-    """The writer thread of one process: a picture of megabytes must not hold up the event loop."""
-    while (message := outbox.get()) is not None:
-        process.send(message)
+    async def _end(self, process: WorkerProcess, grace_seconds: float = 3.0) -> int | None:
+        """Ends a process and stops listening to it; returns its exit code."""
+        assert self._loop is not None
+        await asyncio.to_thread(process.stop, grace_seconds)
+        self._loop.remove_reader(process.fileno())
+        process.close()
+        return process.process.exitcode
 
 
 def _overall(workers: Sequence[WorkerStatus]) -> tuple[BackendState, str]:

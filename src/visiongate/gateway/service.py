@@ -19,6 +19,7 @@ from visiongate.gateway.auth import ALL_SCOPES, Caller, Keys
 from visiongate.gateway.backend import Backend, BackendState
 from visiongate.gateway.fetch import Fetcher
 from visiongate.gateway.intake import Intake
+from visiongate.gateway.known import KnownPictures
 from visiongate.gateway.logs import LoadingLog, Logs, Note
 from visiongate.gateway.memory import MemoryGuard
 from visiongate.gateway.metrics import Metrics
@@ -66,6 +67,7 @@ class Service:
             allows_private=settings.private_image_hosts,
             limit=settings.image_bytes,
         )
+        self.known = KnownPictures()
         self.metrics = Metrics(self)
         self.batches: BatchRunner  # made by create_app, which knows both
         self.ready = asyncio.Event()

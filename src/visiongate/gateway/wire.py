@@ -122,15 +122,20 @@ async def picture_of_url(service: Service, image: ImageUrl, *, param: str) -> Pi
     """The picture behind a data: URL, or an http(s) URL where its host is allowed."""
     url = image.url.strip()
     limit = service.settings.image_bytes
+    wishes = image.detail, image.min_pixels, image.max_pixels
     if url[:5].lower() == "data:":
-        data = decode_data_url(url, param=param, limit=limit)
-    elif url[:7].lower() == "http://" or url[:8].lower() == "https://":
+
+        def read() -> Picture:
+            return Picture(decode_data_url(url, param=param, limit=limit), "", *wishes)
+
+        return service.known.picture(url, *wishes, read=read)
+    if url[:7].lower() == "http://" or url[:8].lower() == "https://":
         data = await service.fetcher.fetch(url, param=param)
     else:
         raise InvalidParameter(
             f"{param} must be a data: URL such as data:image/png;base64,…", param=param
         )
-    return Picture(data, "", image.detail, image.min_pixels, image.max_pixels)
+    return Picture(data, "", *wishes)
 
 
 def turn_of_chat(service: Service, body: ChatRequest, *, has_history: bool) -> Turn:
