@@ -58,7 +58,7 @@ class Qwen3VL(nn.Module):
         if batch.features is None:
             return x
         assert batch.visual_rows is not None
-        return x.index_copy(0, batch.visual_rows, batch.features.embeddings.to(x.dtype))
+        return x.index_copy_(0, batch.visual_rows, batch.features.embeddings.to(x.dtype))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 (R, vocabulary) of normed rows (R, C)."""

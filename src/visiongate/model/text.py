@@ -225,7 +225,7 @@ class TextModel(nn.Module):
                 return layer.finish(x, cos, sin, batch, pool)
             x = layer(x, cos, sin, batch, pool)
             if batch.features is not None and index < num_taps:
-                x = add_taps(x, index, batch.visual_rows, batch.features)
+                add_taps(x, index, batch.visual_rows, batch.features)
         return x[batch.logits_rows]
 
     def decoder(self) -> kernels.Decoder | None:
@@ -240,7 +240,7 @@ class TextModel(nn.Module):
         return self._decoder
 
 
-def add_taps(x: Tensor, tap: int, rows: Tensor | None, features: VisionFeatures) -> Tensor:
-    """The stream with one DeepStack tap added at the visual rows."""
+def add_taps(x: Tensor, tap: int, rows: Tensor | None, features: VisionFeatures) -> None:
+    """Adds one DeepStack tap to the stream at the visual rows."""
     assert rows is not None
-    return x.index_add(0, rows, features.deepstack[tap].to(x.dtype))
+    x.index_add_(0, rows, features.deepstack[tap].to(x.dtype))
