@@ -32,12 +32,15 @@ class Result:
     """What one engine did: for every work, one entry a run.
 
     Attributes:
+        first_peak_bytes: memory after the first counted run.
+        peak_bytes: after the last, when caches hold more prefixes and features.
         limits: what the machine gave right after each run, of which decoding is the end.
     """
 
     engine: str
     precision: Precision
     ready_seconds: float = 0.0
+    first_peak_bytes: int = 0
     peak_bytes: int = 0
     runs: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     limits: dict[str, list[Limits | None]] = field(default_factory=dict)
@@ -72,6 +75,7 @@ class Child:
         self.result.runs.setdefault(name, []).append(figures(name, answer["times"]))
         self.result.limits.setdefault(name, []).append(measure(repeats=3))
         self.result.peak_bytes = answer["peak_bytes"]
+        self.result.first_peak_bytes = self.result.first_peak_bytes or answer["peak_bytes"]
 
     def stop(self) -> None:
         """Lets the process end."""
@@ -184,7 +188,8 @@ def report(results: list[Result], found: Limits | None) -> None:
                 )
         print(
             f"{result.engine:14} {result.precision:9} ready {result.ready_seconds:.1f} s, "
-            f"peak {result.peak_bytes / 1e9:.2f} GB"
+            f"peak {result.first_peak_bytes / 1e9:.2f} GB after the first run, "
+            f"{result.peak_bytes / 1e9:.2f} after the last"
         )
     line = {
         "machine": limits.machine(),
