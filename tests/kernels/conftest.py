@@ -13,16 +13,21 @@ from visiongate.kernels import native
 LEVELS = ("avx512", "avx2", "scalar", "torch")
 
 
+def in_use(level: str) -> Iterator[str]:
+    """A fixture's body: the level is in use as long as the fixture lives."""
+    before = kernels.backend()
+    try:
+        native.use_backend(level)
+    except ValueError as missing:
+        pytest.skip(str(missing))
+    yield level
+    native.use_backend(before)
+
+
 @pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     """The level in use during one test."""
-    before = kernels.backend()
-    try:
-        native.use_backend(request.param)
-    except ValueError as missing:
-        pytest.skip(str(missing))
-    yield request.param
-    native.use_backend(before)
+    yield from in_use(request.param)
 
 
 @pytest.fixture

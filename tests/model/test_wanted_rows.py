@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.conftest import LEVELS
+from tests.kernels.conftest import LEVELS, in_use
 from tests.model.test_oracle import BLOCK_SIZE, make_checkpoint
 from visiongate import kernels
-from visiongate.kernels import native
 from visiongate.model.inputs import ForwardBatch, KVPool, VisionFeatures
 from visiongate.model.qwen3vl import Qwen3VL
 from visiongate.model.text import SwiGLU
@@ -98,13 +97,7 @@ class Step:
 
 @pytest.fixture(scope="module", params=LEVELS)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = kernels.backend()
-    try:
-        native.use_backend(request.param)
-    except ValueError as missing:
-        pytest.skip(str(missing))
-    yield request.param
-    native.use_backend(before)
+    yield from in_use(request.param)
 
 
 @pytest.fixture(scope="module", params=["tied", "odd head"])
