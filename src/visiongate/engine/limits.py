@@ -21,6 +21,7 @@ from visiongate.engine.budget import bytes_per_token, bytes_per_weight
 from visiongate.engine.types import Precision
 from visiongate.kernels import native
 from visiongate.model.config import ModelConfig, TextConfig
+from visiongate.model.vision import stage_work
 
 PROBE_BYTES: Final = 1 << 30
 PROBE_ROUNDS: Final = 400_000
@@ -118,11 +119,9 @@ def first_token_seconds(
     """
     rate = _rate(limits, precision)
     prompt_rate = _rate(limits, "bfloat16" if precision == "int8" else precision)
-    linear = linear_operations(config, num_patches, num_tokens)
-    pictures = picture_attention_operations(config, num_patches)
-    return (linear + pictures) / rate + prompt_attention_operations(
-        config, num_tokens
-    ) / prompt_rate
+    operations = linear_operations(config, num_patches, num_tokens)
+    operations += picture_attention_operations(config, num_patches)
+    return operations / rate + prompt_attention_operations(config, num_tokens) / prompt_rate
 
 
 def _rate(limits: Limits, precision: Precision) -> float:
@@ -134,15 +133,9 @@ def _rate(limits: Limits, precision: Precision) -> float:
 def linear_operations(config: ModelConfig, num_patches: int, num_tokens: int) -> float:
     """Multiplications and additions of all linear layers of one prompt."""
     vision, text = config.vision, config.text
-    C, wide = vision.hidden_size, vision.intermediate_size
-    merged = vision.spatial_merge_size**2
-    joined = merged * C
-    merger = joined * joined + joined * vision.out_hidden_size
-    num_mergers = 1 + len(vision.deepstack_visual_indexes)
-    tower = num_patches * vision.depth * (4 * C * C + 2 * C * wide)
-    mergers = num_patches / merged * num_mergers * merger
+    tower = sum(stage_work(vision, stage, num_patches) for stage in range(2 * vision.depth))
     decoder = num_tokens * text_layer_weights(text) * text.num_hidden_layers
-    return 2.0 * (tower + mergers + decoder)
+    return 2.0 * (tower + decoder) - picture_attention_operations(config, num_patches)
 
 
 def picture_attention_operations(config: ModelConfig, num_patches: int) -> float:

@@ -146,8 +146,13 @@ def norm_rope(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: f
 
 def cut_patches(pixels: Tensor, levels: Tensor, patch: int, merge: int) -> Tensor:
     """uint8 (height, width, channels) to float32 (patches, channels * patch * patch)."""
-    height, width, channels = pixels.shape
-    numbers = levels.t()[pixels.long(), torch.arange(channels)]
+    numbers = levels.t()[pixels.long(), torch.arange(pixels.shape[2])]
+    return in_patches(numbers, patch, merge)
+
+
+def in_patches(numbers: Tensor, patch: int, merge: int) -> Tensor:
+    """(height, width, channels) to (patches, channels * patch * patch), blocks together."""
+    height, width, channels = numbers.shape
     blocks = numbers.view(
         height // patch // merge, merge, patch, width // patch // merge, merge, patch, channels
     )

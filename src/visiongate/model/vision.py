@@ -336,14 +336,9 @@ def to_patches(pixels: Tensor, config: VisionConfig) -> Tensor:
     uint8 (height, width, 3) to float32 (N, 3 * patch * patch).
     """
     patch, merge = config.patch_size, config.spatial_merge_size
-    height, width, channels = pixels.shape
     mean = torch.tensor(config.image_mean, device=pixels.device) * 255
     std = torch.tensor(config.image_std, device=pixels.device) * 255
     if has_kernels(pixels):
         levels = (torch.arange(256.0)[:, None] - mean) / std  # what each number stands for
         return kernels.cut_patches(pixels, levels.t(), patch, merge)
-    x = (pixels.float() - mean) / std
-    x = x.view(
-        height // patch // merge, merge, patch, width // patch // merge, merge, patch, channels
-    )
-    return x.permute(0, 3, 1, 4, 6, 2, 5).reshape(-1, channels * patch * patch)
+    return reference.in_patches((pixels.float() - mean) / std, patch, merge)
