@@ -39,6 +39,8 @@ MAX_FILES: Final = 64
 
 _HEAD: Final = struct.Struct("<QB")
 _READ_BYTES: Final = 64 * 1024
+_FILE_BYTES: Final = array.array("i").itemsize
+_ROOM: Final = socket.CMSG_SPACE(MAX_FILES * _FILE_BYTES)
 _descriptors: dict[int, int] = {}
 """By an array's id: the memory file that holds it. An entry goes with its array."""
 
@@ -183,7 +185,9 @@ class MessagePipe:
         data, ancillary, _, _ = self._socket.recvmsg(_READ_BYTES, _ROOM)
         for level, kind, found in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                self._files.extend(array.array("i", found[: len(found) // 4 * 4]))
+                self._files.extend(
+                    array.array("i", found[: len(found) // _FILE_BYTES * _FILE_BYTES])
+                )
         if not data:
             raise EOFError("the other side has ended")
         self._arrived += data
@@ -263,6 +267,3 @@ def _pack(message: object, max_files: int = MAX_FILES) -> _Frame:
     whole = stream.getbuffer()
     _HEAD.pack_into(whole, 0, len(whole) - _HEAD.size, len(files))
     return _Frame(message, whole, files)
-
-
-_ROOM: Final = socket.CMSG_SPACE(MAX_FILES * array.array("i").itemsize)

@@ -420,8 +420,9 @@ class Answer:
         generated = self._answers.backend.generate(request)
         try:
             async for event in generated:
-                if (event.text or event.logprobs) and self._is_watched:
-                    self._note_first_token(time.monotonic() - self.note.started)
+                has_news = bool(event.text or event.logprobs)
+                if has_news and self._is_watched and self.first_token_seconds is None:
+                    self.first_token_seconds = time.monotonic() - self.note.started
                 thought, text, logprobs = "", event.text, event.logprobs
                 if isinstance(event, ReasoningEvent):
                     thought, text = event.text, ""
