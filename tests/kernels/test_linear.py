@@ -75,7 +75,8 @@ def test_gelu_survives_extremes(level: str, gelu: Gelu) -> None:
     packed = kernels.pack_linear(torch.eye(6), None, "float32")
     x = torch.tensor([[-1e4, -100.0, -0.0, 100.0, 1e4, 88.0]])
     bent = kernels.linear(x, packed, gelu=gelu)
-    assert torch.allclose(bent, torch.tensor([[0.0, 0, 0, 100, 1e4, 88]]), rtol=0, atol=1e-30)
+    lost = 1e-30 if gelu == "erf" else 0.0  # far below zero the polynomial leaves a trace
+    assert torch.allclose(bent, torch.tensor([[0.0, 0, 0, 100, 1e4, 88]]), rtol=0, atol=lost)
 
 
 def test_gelu_itself_is_near_float64_everywhere(level: str) -> None:
